@@ -1,0 +1,68 @@
+"""Engines and transactions, the same on both databases.
+
+``read`` and ``write`` are the only ways to a connection. On SQLite a write transaction begins with ``BEGIN IMMEDIATE``:
+a reader that upgrades its lock fails at once despite ``busy_timeout``, and several Airflow processes write at once. On
+MySQL both run READ COMMITTED, because a slot that polls must see what others committed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+
+BUSY_TIMEOUT_MS = 30_000
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for the central database; SQLite files are made, with their folder, on first use."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database and parsed.database != ":memory:":
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        parsed, isolation_level="READ COMMITTED", pool_pre_ping=True, pool_recycle=1800, connect_args={"charset": "utf8mb4"}
+    )
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # a grant must be on disk before it is handed over
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("mailfleet_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@contextmanager
+def read(engine: Engine) -> Iterator[Connection]:
+    """A transaction for reading."""
+    with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def write(engine: Engine) -> Iterator[Connection]:
+    """A short transaction for writing: committed at the end, rolled back by an exception."""
+    with engine.connect() as connection:
+        connection = connection.execution_options(mailfleet_write=True)
+        with connection.begin():
+            yield connection
+
+
+def now() -> datetime:
+    """This moment, in UTC, as every table wants it."""
+    return datetime.now(UTC)

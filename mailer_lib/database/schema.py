@@ -1,0 +1,427 @@
+"""The central database: tables, and nothing else (docs/architecture.md, "Central database").
+
+Portable between SQLite and MySQL/MariaDB. Times are UTC (``UtcDateTime``). Addresses are unique under a *binary*
+collation: an accent-insensitive one merges müller@ and muller@. People are keyed by ``address_hash``
+(``identity.IdentityKey.address_hash``, 16 bytes), so that suppressions outlive an erased contact.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+
+    CheckConstraint,
+    Column,
+
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC ``datetime``, stored without its zone, to the microsecond."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(mysql.DATETIME(fsp=6) if dialect.name in ("mysql", "mariadb") else DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone reached the database")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+Id = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY is SQLite's rowid
+Hash16 = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
+Name = String(128)
+LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+def Exact(length: int) -> Any:
+    """Text compared byte by byte on every database."""
+    return String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+
+
+_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"}
+
+# --- contacts, lists, consent -----------------------------------------------------------------------------------------
+
+contacts = Table(
+    "contacts",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("address_given", String(320), nullable=False, comment="as the person wrote it"),
+    Column("address", Exact(320), nullable=False, comment="normalised: IDNA lower-case domain, case-folded local part"),
+    Column("address_hash", Hash16, nullable=False),
+    Column("domain", Exact(253), nullable=False),
+    Column("provider", Exact(32), nullable=False, comment="mailbox provider: gmail, outlook, …, other"),
+    Column("given_name", String(200)),
+    Column("family_name", String(200)),
+    Column("locale", Exact(35), comment="BCP 47"),
+    Column("timezone", Exact(64), comment="IANA name"),
+    Column("attributes", JSON, nullable=False),
+    Column("state", Exact(16), nullable=False, server_default="active", comment="terms.ContactState"),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("address"),
+    UniqueConstraint("address_hash"),
+    Index("ix_contacts_domain", "domain"),
+    Index("ix_contacts_provider", "provider"),
+    **_MYSQL,
+)
+
+attribute_types = Table(
+    "attribute_types",
+    metadata,
+    Column("key", Exact(64), primary_key=True),
+    Column("type", Exact(16), nullable=False, comment="terms.AttributeType"),
+    Column("label", Name),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
+lists = Table(
+    "lists",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(64), nullable=False, unique=True),
+    Column("title", Name, nullable=False, comment="what recipients read"),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("contact_id", Id, ForeignKey("contacts.id", ondelete="CASCADE"), primary_key=True),
+    Column("list_id", Id, ForeignKey("lists.id"), primary_key=True),
+    Column("state", Exact(16), nullable=False, comment="terms.SubscriptionState"),
+    Column("source", String(200)),
+    Column("confirmed_at", UtcDateTime),
+    Column("unsubscribed_at", UtcDateTime),
+    Column("confirmation_sent_at", UtcDateTime, comment="the one double opt-in mail"),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Index("ix_subscriptions_list_state", "list_id", "state", "contact_id"),
+    **_MYSQL,
+)
+
+consent_events = Table(  # append-only: triggers refuse UPDATE and DELETE
+    "consent_events",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("address_hash", Hash16, nullable=False),
+    Column("list_id", Id, ForeignKey("lists.id"), nullable=True, comment="NULL: every list"),
+    Column("action", Exact(16), nullable=False, comment="terms.ConsentAction"),
+    Column("occurred_at", UtcDateTime, nullable=False, comment="when the person did it"),
+    Column("recorded_at", UtcDateTime, nullable=False),
+    Column("method", String(64), nullable=False, comment="how: form, import, one-click, confirmation-link, …"),
+    Column("source", String(200), comment="where: a page, a file, a send"),
+    Column("wording", Text, comment="what the person agreed to"),
+    Column("ip", Exact(45)),
+    Index("ix_consent_events_address", "address_hash", "list_id", "occurred_at"),
+    **_MYSQL,
+)
+
+suppressions = Table(  # append-only but for ``lifted_at``; active = lifted_at IS NULL
+    "suppressions",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("address_hash", Hash16, nullable=False),
+    Column("list_id", Id, nullable=False, server_default="0", comment="0: everywhere"),
+    Column("reason", Exact(16), nullable=False, comment="terms.SuppressionReason"),
+    Column("source", String(200)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("lifted_at", UtcDateTime),
+    Column("lifted_by", String(200)),
+    Index("ix_suppressions_address", "address_hash", "list_id", "lifted_at"),
+    Index("ix_suppressions_created", "created_at"),
+    **_MYSQL,
+)
+
+domain_suppressions = Table(
+    "domain_suppressions",
+    metadata,
+    Column("domain", Exact(253), primary_key=True),
+    Column("source", String(200)),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
+# --- what to send -----------------------------------------------------------------------------------------------------
+
+criteria = Table(
+    "criteria",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(128), nullable=False, unique=True),
+    Column("rules", JSON, nullable=False, comment="react-querybuilder tree"),
+    Column("description", Text),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(200), nullable=False),
+    **_MYSQL,
+)
+
+templates = Table(
+    "templates",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(128), nullable=False, unique=True),
+    Column("kind", Exact(8), nullable=False, comment="mjml or html"),
+    Column("source", LongText, nullable=False),
+    Column("text_source", LongText, comment="the written text part; derived when NULL"),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(200), nullable=False),
+    **_MYSQL,
+)
+
+sending_domains = Table(
+    "sending_domains",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(253), nullable=False, unique=True, comment="From domain = DKIM d="),
+    Column("dkim_selector", Exact(63), nullable=False),
+    Column("dkim_key_ref", Exact(500), nullable=False, comment="env:NAME or file:PATH, below home when relative"),
+    Column("return_path_domain", Exact(253), nullable=False),
+    Column("tracking_url", String(500), comment="base URL of links; settings.public_url when NULL"),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
+seed_addresses = Table(
+    "seed_addresses",
+    metadata,
+    Column("list_name", Exact(64), primary_key=True),
+    Column("address", Exact(320), primary_key=True),
+    Column("given_name", String(200)),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
+campaigns = Table(
+    "campaigns",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(128), nullable=False, unique=True),
+    Column("definition", JSON, nullable=False, comment="message.campaign.Campaign"),
+    Column("list_id", Id, ForeignKey("lists.id"), nullable=False),
+    Column("pool_id", Id, ForeignKey("sending_pools.id"), nullable=False),
+    Column("starts_at", UtcDateTime, comment="a one-off's time; with cron, not before"),
+    Column("cron", Exact(100), comment="recurring, an edition for each slot"),
+    Column("timezone", Exact(64), comment="of cron"),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(200), nullable=False),
+    **_MYSQL,
+)
+
+# --- the fleet --------------------------------------------------------------------------------------------------------
+
+sending_pools = Table(
+    "sending_pools",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(64), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
+dispatch_servers = Table(
+    "dispatch_servers",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(64), nullable=False, unique=True),
+    Column("pool_id", Id, ForeignKey("sending_pools.id"), nullable=False),
+    Column("state", Exact(16), nullable=False, comment="terms.ServerState"),
+    Column("channel", Exact(8), nullable=False, comment="terms.ChannelKind"),
+    Column("host", Exact(253), comment="channel ssh"),
+    Column("slots", SmallInteger, nullable=False, server_default="1", comment="agent processes"),
+    Column("mta", Exact(8), nullable=False, comment="terms.MtaKind"),
+    Column("mta_log", String(500), comment="main log, for settling"),
+    Column("mta_spool", String(500), comment="spool folder, for settling"),
+    Column("smtp_host", Exact(253), nullable=False),
+    Column("smtp_port", Integer, nullable=False),
+    Column("smtp_security", Exact(16), nullable=False, comment="terms.SmtpSecurity"),
+    Column("smtp_user", String(200)),
+    Column("smtp_password_ref", Exact(500), comment="env:NAME or file:PATH"),
+    Column("helo_name", Exact(253), nullable=False),
+    Column("connections", SmallInteger, nullable=False, server_default="4"),
+    Column("per_hour", Integer, comment="NULL: no limit of its own"),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    CheckConstraint("slots BETWEEN 1 AND 64", name="slots"),
+    CheckConstraint("connections BETWEEN 1 AND 1000", name="connections"),
+    **_MYSQL,
+)
+
+provider_limits = Table(
+    "provider_limits",
+    metadata,
+    Column("pool_id", Id, ForeignKey("sending_pools.id"), primary_key=True),
+    Column("provider", Exact(32), primary_key=True),
+    Column("per_hour", Integer, nullable=False, comment="for each server of the sending pool"),
+    **_MYSQL,
+)
+
+# --- sends ------------------------------------------------------------------------------------------------------------
+
+sends = Table(
+    "sends",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("campaign_id", Id, ForeignKey("campaigns.id"), nullable=False),
+    Column("edition", Exact(64), nullable=False),
+    Column("mode", Exact(8), nullable=False, comment="terms.SendMode"),
+    Column("state", Exact(24), nullable=False, comment="terms.SendState"),
+    Column("control", Exact(8), nullable=False, server_default="run", comment="terms.Control"),
+    Column("pace_per_s", Float, comment="of the whole send; NULL: as fast as the limits allow"),
+    Column("content_hash", Exact(64), comment="sha256 of message.json"),
+    Column("expires_at", UtcDateTime),
+    Column("launched_by", String(200)),
+    Column("approved_by", String(200)),
+    Column("approved_at", UtcDateTime),
+    Column("approval_digest", Exact(64), comment="sha256 over content hash and snapshot checksum"),
+    Column("reason", Text, comment="why it failed, stopped or was rejected"),
+    Column("claim", Exact(64), comment="who executes it now: one live execution of a send"),
+    Column("claimed_at", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("first_injected_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    UniqueConstraint("campaign_id", "edition"),
+    **_MYSQL,
+)
+
+send_links = Table(
+    "send_links",
+    metadata,
+    Column("send_id", Id, ForeignKey("sends.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("url", Text, nullable=False),
+    **_MYSQL,
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("send_id", Id, ForeignKey("sends.id"), nullable=False),
+    Column("phase", SmallInteger, nullable=False, comment="1, then one more for each top-up"),
+    Column("state", Exact(16), nullable=False, comment="terms.SnapshotState"),
+    Column("path", String(500), nullable=False, comment="below the snapshot store"),
+    Column("as_of", UtcDateTime, nullable=False, comment="'now' of every range"),
+    Column("max_contact_id", Id, nullable=False),
+    Column("manifest_sha256", Exact(64)),
+    Column("frozen", Integer),
+    Column("excluded", Integer),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("published_at", UtcDateTime),
+    UniqueConstraint("send_id", "phase"),
+    **_MYSQL,
+)
+
+shards = Table(
+    "shards",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("snapshot_id", Id, ForeignKey("snapshots.id"), nullable=False),
+    Column("send_id", Id, ForeignKey("sends.id"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("path", String(500), nullable=False, comment="below the snapshot's folder"),
+    Column("rows", Integer, nullable=False),
+    Column("sha256", Exact(64), nullable=False),
+    Column("state", Exact(16), nullable=False, comment="terms.ShardState"),
+    Column("epoch", Integer, nullable=False, server_default="0", comment="of the newest lease"),
+    Column("next_row", Integer, nullable=False, server_default="0", comment="first row that was never granted"),
+    UniqueConstraint("snapshot_id", "number"),
+    Index("ix_shards_send_state", "send_id", "state"),
+    **_MYSQL,
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("shard_id", Id, ForeignKey("shards.id"), nullable=False),
+    Column("send_id", Id, ForeignKey("sends.id"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), nullable=True, comment="NULL: central, for what nobody may send"),
+    Column("slot", SmallInteger, nullable=False, server_default="0"),
+    Column("state", Exact(16), nullable=False, comment="terms.LeaseState"),
+    Column("first_row", Integer, nullable=False),
+    Column("granted_through", Integer, nullable=False, comment="rows [first_row, granted_through) may be sent"),
+    Column("ledger_bytes", Id, nullable=False, server_default="0", comment="synced so far"),
+    Column("injected", Integer, nullable=False, server_default="0"),
+    Column("rejected", Integer, nullable=False, server_default="0"),
+    Column("suppressed", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("expired", Integer, nullable=False, server_default="0"),
+    Column("cancelled", Integer, nullable=False, server_default="0"),
+    Column("unknown", Integer, nullable=False, server_default="0"),
+    Column("deferrals", Integer, nullable=False, server_default="0", comment="4xx replies, retried"),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("synced_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    UniqueConstraint("shard_id", "epoch"),
+    Index("ix_leases_send_state", "send_id", "state"),
+    **_MYSQL,
+)
+
+rollups_hourly = Table(
+    "rollups_hourly",
+    metadata,
+    Column("send_id", Id, ForeignKey("sends.id"), primary_key=True),
+    Column("variant", SmallInteger, primary_key=True, autoincrement=False),
+    Column("provider", Exact(32), primary_key=True),
+    Column("server_id", Id, primary_key=True, autoincrement=False),
+    Column("hour", UtcDateTime, primary_key=True),
+    Column("metric", Exact(16), primary_key=True, comment="an Outcome, or deferral, open, click, unsubscribe"),
+    Column("count", Integer, nullable=False),
+    **_MYSQL,
+)
+
+# --- who did what -----------------------------------------------------------------------------------------------------
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("action", Exact(64), nullable=False),
+    Column("object", String(200), nullable=False, comment="kind:name"),
+    Column("detail", JSON),
+    Index("ix_audit_log_object", "object", "at"),
+    **_MYSQL,
+)

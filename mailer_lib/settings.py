@@ -1,0 +1,145 @@
+"""One object holds every setting: environment variables with the prefix ``MAILFLEET_``, else embedded defaults.
+
+The defaults make a single machine work with nothing configured: SQLite and a storage folder below ``home``, the mail
+sink on localhost. Secrets are read from the environment, or from files below ``home/keys`` (mode 0600) that
+``mailfleet init`` makes once; their values never appear in a repr, a log or an error.
+"""
+
+import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from mailer_lib.identity import IdentityKey
+
+KEY_BYTES = 32
+
+
+class SettingsError(ValueError):
+    """A setting is wrong or missing; the sentence names it and says what to do."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MAILFLEET_", extra="ignore", frozen=True)
+
+    home: Annotated[Path, Field(description="folder of the embedded database, keys, snapshots and jobs")] = Path("var")
+    database_url: Annotated[
+        SecretStr | None, Field(description="SQLAlchemy URL of the central database; SQLite below home by default")
+    ] = None
+    storage_dir: Annotated[Path | None, Field(description="snapshot store; home/storage by default")] = None
+    identity_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/identity.key")] = None
+    token_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/token.key")] = None
+    public_url: Annotated[
+        AnyHttpUrl, Field(description="where recipients reach `mailfleet serve`: links, pixel, unsubscribe")
+    ] = AnyHttpUrl("http://127.0.0.1:8025")
+    serve_host: str = "127.0.0.1"
+    serve_port: Annotated[int, Field(ge=1, le=65535)] = 8025
+    sink_host: str = "127.0.0.1"
+    sink_port: Annotated[int, Field(ge=1, le=65535)] = 2525
+    shard_rows: Annotated[int, Field(ge=1, le=5000, description="aim for the rows of a shard")] = 2000
+    grant_s: Annotated[float, Field(gt=0, le=60, description="a grant covers this much sending")] = 10.0
+    approver_must_differ: Annotated[bool, Field(description="who launches a send can't approve it")] = False
+    log_level: str = "INFO"
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("identity_key", "token_key", mode="after")
+    @classmethod
+    def _key_is_hex(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                size = len(bytes.fromhex(value.get_secret_value()))
+            except ValueError:
+                raise ValueError("must be 64 hexadecimal digits") from None
+            if size != KEY_BYTES:
+                raise ValueError("must be 64 hexadecimal digits")
+        return value
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy URL of the central database."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'mailfleet.db'}"
+
+    @property
+    def storage(self) -> Path:
+        """The snapshot store: snapshots, settled ledgers, events."""
+        return self.storage_dir.expanduser().absolute() if self.storage_dir else self.home / "storage"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Job folders of the channel ``local``."""
+        return self.home / "jobs"
+
+    @property
+    def keys_dir(self) -> Path:
+        return self.home / "keys"
+
+    def identity(self) -> IdentityKey:
+        """The identity key.
+
+        Raises:
+            SettingsError: there is none yet.
+        """
+        return IdentityKey(self._key("identity", self.identity_key))
+
+    def tokens(self) -> bytes:
+        """The 32 bytes that sign tokens.
+
+        Raises:
+            SettingsError: there are none yet.
+        """
+        return self._key("token", self.token_key)
+
+    def _key(self, name: str, configured: SecretStr | None) -> bytes:
+        if configured is not None:
+            return bytes.fromhex(configured.get_secret_value())
+        path = self.keys_dir / f"{name}.key"
+        try:
+            key = bytes.fromhex(path.read_text().strip())
+        except FileNotFoundError:
+            raise SettingsError(
+                f"there is no {name} key: set MAILFLEET_{name.upper()}_KEY, restore {path} from the backup, or run "
+                "`mailfleet init` on a new installation"
+            ) from None
+        except ValueError:
+            raise SettingsError(f"{path} doesn't hold 64 hexadecimal digits; restore it from the backup") from None
+        if len(key) != KEY_BYTES:
+            raise SettingsError(f"{path} doesn't hold 64 hexadecimal digits; restore it from the backup")
+        return key
+
+
+def make_key(path: Path) -> bool:
+    """Write a fresh 32-byte key as hex, mode 0600, unless the file exists. Returns whether it was made."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(KEY_BYTES) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return True
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: a sentence for each wrong value, with the variable's name.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"MAILFLEET_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("wrong settings:\n  " + "\n  ".join(lines)) from None

@@ -1,0 +1,165 @@
+"""The words of the trade, as types: every state, outcome and reason that more than one stage talks about.
+
+The terms are docs/architecture.md's; values are what the database and the files hold, so never rename one without a
+migration.
+"""
+
+from enum import IntFlag, StrEnum
+
+
+class Outcome(StrEnum):
+    """What became of one message at hand-over to our MTA. Final: a row of a snapshot gets exactly one.
+
+    The books: ``frozen = injected + rejected + suppressed + failed + expired + cancelled + unknown``.
+    """
+
+    INJECTED = "injected"  # our MTA took it
+    REJECTED = "rejected"  # refused for good (5xx)
+    SUPPRESSED = "suppressed"  # dropped late: the person left after the snapshot was frozen
+    FAILED = "failed"  # could not be rendered
+    EXPIRED = "expired"  # not accepted before the send's expires_at
+    CANCELLED = "cancelled"  # stopped by an operator before it was sent
+    UNKNOWN = "unknown"  # handed over perhaps; nobody can tell
+
+
+class ExclusionReason(IntFlag):
+    """Why a contact that matched the criteria is not in the snapshot: a bitmask of *all* reasons that hold."""
+
+    UNCONFIRMED = 1
+    UNSUBSCRIBED = 2
+    SUPPRESSED_ADDRESS = 4
+    SUPPRESSED_DOMAIN = 8
+    BOUNCED = 16
+    COMPLAINED = 32
+    INVALID_ADDRESS = 64
+    ALREADY_SENT = 128  # injected, unknown or in doubt in this edition
+    ERASED = 256
+    FREQUENCY_CAP = 512
+    EXCLUDED_LIST = 1024
+    CONTROL_GROUP = 2048
+    DUPLICATE = 4096  # a second row with the same normalised address
+
+
+class SubscriptionState(StrEnum):
+    PENDING = "pending"  # double opt-in not answered yet
+    CONFIRMED = "confirmed"
+    UNSUBSCRIBED = "unsubscribed"
+
+
+class ConsentAction(StrEnum):
+    """What an append-only consent event says."""
+
+    REQUESTED = "requested"  # signed up; a confirmation mail is due
+    CONFIRMED = "confirmed"
+    UNSUBSCRIBED = "unsubscribed"
+    COMPLAINED = "complained"
+    IMPORTED_OLDER = "imported-older"  # evidence kept, but a newer refusal stands
+
+
+class SuppressionReason(StrEnum):
+    UNSUBSCRIBED = "unsubscribed"
+    COMPLAINED = "complained"
+    HARD_BOUNCE = "hard-bounce"
+    MANUAL = "manual"
+    IMPORTED = "imported"
+    ERASED = "erased"
+
+
+class ContactState(StrEnum):
+    ACTIVE = "active"
+    BOUNCED = "bounced"
+    COMPLAINED = "complained"
+    INVALID = "invalid"
+    ERASED = "erased"
+
+
+class AttributeType(StrEnum):
+    TEXT = "text"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    DATE = "date"
+
+
+class SendMode(StrEnum):
+    DRY_RUN = "dry-run"
+    TEST = "test"
+    SEND = "send"
+
+
+class SendState(StrEnum):
+    """Life of a send. FINISHED, STOPPED, EXPIRED, REJECTED and FAILED are final until somebody triggers it again."""
+
+    PLANNED = "planned"
+    FREEZING = "freezing"  # the snapshot is being built
+    AWAITING_APPROVAL = "awaiting-approval"
+    APPROVED = "approved"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    EXPIRED = "expired"
+    REJECTED = "rejected"  # by the approver
+    FAILED = "failed"
+
+
+class Control(StrEnum):
+    """What an operator wants of a running send."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+class UnknownPolicy(StrEnum):
+    """What a top-up does about messages whose outcome is unknown."""
+
+    LEAVE = "leave"
+    RESEND = "resend"  # may mail a person twice; only when the operator says so
+
+
+class SnapshotState(StrEnum):
+    BUILDING = "building"
+    PUBLISHED = "published"
+
+
+class ShardState(StrEnum):
+    OPEN = "open"  # has rows that were never granted
+    LEASED = "leased"
+    SETTLED = "settled"  # every row has an outcome
+
+
+class LeaseState(StrEnum):
+    ACTIVE = "active"
+    SETTLED = "settled"
+    LOST = "lost"  # its server is gone; granted rows without an outcome are unknown
+
+
+class ServerState(StrEnum):
+    STANDBY = "standby"
+    PROVISIONING = "provisioning"
+    VERIFYING = "verifying"
+    WARMING = "warming"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    RETIRED = "retired"
+    FAILED = "failed"
+    FENCED = "fenced"
+
+
+class ChannelKind(StrEnum):
+    LOCAL = "local"
+    SSH = "ssh"
+
+
+class SmtpSecurity(StrEnum):
+    NONE = "none"  # plain text: the MTA beside the agent
+    OPPORTUNISTIC = "opportunistic"  # STARTTLS where it is offered, no certificate check
+    STARTTLS = "starttls"  # required, certificate checked
+    IMPLICIT = "implicit"  # TLS from the first byte, certificate checked
+
+
+class MtaKind(StrEnum):
+    """Whose records can settle a doubt."""
+
+    EXIM = "exim"  # spool and main log readable by the agent
+    SINK = "sink"  # our development sink: the same log format, no spool
+    RELAY = "relay"  # somebody else's server: what is in doubt stays unknown
