@@ -28,7 +28,11 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     return create_engine(
-        parsed, isolation_level="READ COMMITTED", pool_pre_ping=True, pool_recycle=1800, connect_args={"charset": "utf8mb4"}
+        parsed,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={"charset": "utf8mb4"},
     )
 
 
@@ -57,10 +61,8 @@ def read(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
     """A short transaction for writing: committed at the end, rolled back by an exception."""
-    with engine.connect() as connection:
-        connection = connection.execution_options(mailfleet_write=True)
-        with connection.begin():
-            yield connection
+    with engine.connect().execution_options(mailfleet_write=True) as connection, connection.begin():
+        yield connection
 
 
 def now() -> datetime:

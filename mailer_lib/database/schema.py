@@ -11,10 +11,8 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
-
     CheckConstraint,
     Column,
-
     DateTime,
     Dialect,
     Float,
@@ -71,10 +69,17 @@ LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 def Exact(length: int) -> Any:
     """Text compared byte by byte on every database."""
-    return String(length).with_variant(mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+    return String(length).with_variant(
+        mysql.VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
 
 
-_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mariadb_engine": "InnoDB", "mariadb_charset": "utf8mb4"}
+_MYSQL = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mariadb_engine": "InnoDB",
+    "mariadb_charset": "utf8mb4",
+}
 
 # --- contacts, lists, consent -----------------------------------------------------------------------------------------
 
@@ -376,7 +381,13 @@ leases = Table(
     Column("shard_id", Id, ForeignKey("shards.id"), nullable=False),
     Column("send_id", Id, ForeignKey("sends.id"), nullable=False),
     Column("epoch", Integer, nullable=False),
-    Column("server_id", Id, ForeignKey("dispatch_servers.id"), nullable=True, comment="NULL: central, for what nobody may send"),
+    Column(
+        "server_id",
+        Id,
+        ForeignKey("dispatch_servers.id"),
+        nullable=True,
+        comment="NULL: central, for what nobody may send",
+    ),
     Column("slot", SmallInteger, nullable=False, server_default="0"),
     Column("state", Exact(16), nullable=False, comment="terms.LeaseState"),
     Column("first_row", Integer, nullable=False),

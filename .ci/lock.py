@@ -1,0 +1,33 @@
+"""Resolve pyproject.toml into requirements.txt, requirements-demo.txt and requirements-dev.txt, with hashes.
+
+The full lock comes first and constrains the other two, so that one version serves everywhere.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = Path(sys.executable).parent / "uv"
+LOCKS = {
+    "requirements.txt": ("central", "sink", "airflow", "mysql"),
+    "requirements-demo.txt": ("central", "sink", "airflow"),
+    "requirements-dev.txt": ("central", "sink", "airflow", "mysql", "dev"),
+}
+
+
+def main() -> None:
+    for name, extras in LOCKS.items():
+        command = [str(UV), "pip", "compile", "-q", "pyproject.toml", "--generate-hashes", "--universal"]
+        command += ["--python-version", "3.11", "--no-emit-index-url", "--no-emit-find-links"]
+        command += ["--custom-compile-command", "make lock", "-o", name]
+        for extra in extras:
+            command += ["--extra", extra]
+        if name != "requirements.txt":
+            command += ["-c", "requirements.txt"]
+        subprocess.run(command, cwd=ROOT, check=True)
+        print(f"{name}: locked")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+# Every target says what it does: `make help`.
+PYTHON ?= python3
+PY = .venv/bin/python
+export MAILFLEET_HOME ?= $(CURDIR)/.demo/home
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down test lint fmt bench lock setup setup-demo clean
+
+help:  ## say what each target does
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+demo: setup-demo  ## a whole campaign through Airflow on this machine: 20,000 contacts, three dispatch servers
+	$(PY) -m examples.demo.run
+
+up: setup-demo  ## leave the demo running (localhost): Airflow, inbox, preview, an unsent campaign to play with
+	$(PY) -m examples.demo.up
+
+down:  ## stop what `make up` started
+	@if [ -x $(PY) ]; then $(PY) -m examples.demo.down; fi
+
+test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
+	$(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
+
+lint: setup  ## ruff, mypy --strict, import-linter
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict mailer_lib
+	.venv/bin/lint-imports
+
+fmt: setup  ## format, and fix what ruff can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: setup  ## measure against peers and limits in the same run; exit 1 when a bar is missed
+	$(PY) -m bench.dispatch
+
+lock: setup  ## resolve pyproject.toml into the three hashed locks
+	$(PY) .ci/lock.py
+
+setup:  ## OS packages where we may, then .venv from requirements-dev.txt
+	@$(PYTHON) .ci/setup.py dev
+
+setup-demo:  ## .venv from requirements-demo.txt: no apt, no root, no compiler
+	@$(PYTHON) .ci/setup.py demo
+
+clean: down  ## remove the demo's state
+	rm -rf .demo
