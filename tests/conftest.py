@@ -1,0 +1,152 @@
+"""Fixtures that every part uses.
+
+``settings``       Settings with a home in a temporary folder and fresh keys. The environment (and so every child
+                   process and ``load_settings()``) has the same settings.
+``sqlite_engine``  the embedded database of ``settings``, with the tables of this release
+``engine``         the same test twice: SQLite, and a private real MariaDB (mark ``mariadb``); ``settings`` points to it
+``mailfleet``      runs a command in this process: ``mailfleet("list", "show").stdout``
+"""
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from mailer_lib.database.engine import open_engine
+from mailer_lib.database.migrate import upgrade
+from mailer_lib.settings import Settings, load_settings, make_key
+from tests.support import require
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "mailfleet.db"
+    engine = open_engine(f"sqlite:///{path}")
+    upgrade(engine)
+    engine.dispose()  # the last connection folds the write-ahead log into the file
+    return path
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[object]:
+    """The private server of this test process; started when the first test asks for it."""
+    pytest.importorskip("MySQLdb")
+    from tests.mariadb_server import PROGRAMS, MariadbServer, which
+
+    for program in PROGRAMS:
+        require(which(program), f"{program} isn't installed (apt-get install mariadb-server)")
+    server = MariadbServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _mariadb_tables(mariadb_server) -> list[str]:  # type: ignore[no-untyped-def]
+    mariadb_server.execute("CREATE DATABASE template CHARACTER SET utf8mb4")
+    engine = open_engine(mariadb_server.url("template"))
+    upgrade(engine)
+    engine.dispose()
+    statements: list[str] = mariadb_server.statements_of("template")
+    return statements
+
+
+@pytest.fixture
+def empty_mariadb_url(mariadb_server) -> Iterator[str]:  # type: ignore[no-untyped-def]
+    """URL of a fresh database without tables."""
+    name = f"test_{next(_numbers)}"
+    mariadb_server.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    yield mariadb_server.url(name)
+    mariadb_server.execute(f"DROP DATABASE {name}")
+
+
+@pytest.fixture
+def mariadb_url(empty_mariadb_url: str, mariadb_server, _mariadb_tables: list[str]) -> str:  # type: ignore[no-untyped-def]
+    """URL of a fresh database with the tables of this release."""
+    mariadb_server.execute(*_mariadb_tables, database=empty_mariadb_url.rsplit("/", 1)[1])
+    return empty_mariadb_url
+
+
+def _environment(monkeypatch: pytest.MonkeyPatch, home: Path, **more: str) -> Settings:
+    for name in [n for n in os.environ if n.startswith("MAILFLEET_") and n != "MAILFLEET_REQUIRE_ALL"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MAILFLEET_HOME", str(home))
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    load_settings.cache_clear()
+    return load_settings()
+
+
+@pytest.fixture
+def settings(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _database: str | None
+) -> Iterator[Settings]:
+    more = {"MAILFLEET_DATABASE_URL": _database} if _database else {}
+    made = _environment(monkeypatch, tmp_path / "home", **more)
+    for name in ("identity", "token"):
+        make_key(made.keys_dir / f"{name}.key")
+    made.storage.mkdir(parents=True)
+    made.jobs_dir.mkdir()
+    yield made
+    load_settings.cache_clear()
+
+
+@pytest.fixture
+def _database(request: pytest.FixtureRequest) -> str | None:
+    """URL for ``settings``; None is the embedded database. Parametrised when the test asks for ``engine``."""
+    if getattr(request, "param", "sqlite") == "mariadb":
+        url: str = request.getfixturevalue("mariadb_url")
+        return url
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        both = ["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)]
+        metafunc.parametrize("_database", both, indirect=True)
+
+
+@pytest.fixture
+def sqlite_engine(settings: Settings, _sqlite_template: Path) -> Iterator[Engine]:
+    path = settings.home / "mailfleet.db"
+    shutil.copyfile(_sqlite_template, path)
+    engine = open_engine(f"sqlite:///{path}")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, settings: Settings, _database: str | None) -> Iterator[Engine]:
+    if _database is None:
+        yield request.getfixturevalue("sqlite_engine")
+        return
+    engine = open_engine(_database)
+    yield engine
+    engine.dispose()
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def mailfleet(settings: Settings, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run ``mailfleet ARGUMENTS`` in this process, with the environment of ``settings``."""
+    from mailer_lib.cli import main
+
+    def run(*arguments: object) -> Ran:
+        capfd.readouterr()
+        load_settings.cache_clear()
+        code = main([str(a) for a in arguments])
+        return Ran(code, *capfd.readouterr())
+
+    return run

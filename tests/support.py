@@ -1,0 +1,31 @@
+"""What tests share that isn't a fixture."""
+
+import os
+import socket
+from typing import NoReturn
+
+import pytest
+
+
+def require(condition: object, why: str) -> None:
+    """Go on when ``condition`` holds. Otherwise skip; with ``MAILFLEET_REQUIRE_ALL=1`` (CI) fail.
+
+    ``why`` says what is missing and how to get it.
+    """
+    if not condition:
+        missing(why)
+
+
+def missing(why: str) -> NoReturn:
+    """A part of this machine that the test needs isn't there."""
+    if os.environ.get("MAILFLEET_REQUIRE_ALL") == "1":
+        pytest.fail(f"MAILFLEET_REQUIRE_ALL=1, and {why}", pytrace=False)
+    pytest.skip(why)
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that was free a moment ago. Servers of ours bind port 0 themselves instead."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
