@@ -409,6 +409,21 @@ leases = Table(
     **_MYSQL,
 )
 
+slot_reports = Table(  # the last word of each slot of a send, for `send watch` and for sharing a pace among live slots
+    "slot_reports",
+    metadata,
+    Column("send_id", Id, ForeignKey("sends.id"), primary_key=True),
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), primary_key=True),
+    Column("slot", SmallInteger, primary_key=True, autoincrement=False),
+    Column("state", Exact(16), nullable=False, comment="dispatch.slot.SlotState"),
+    Column("reason", Text, comment="of waiting, a sentence"),
+    Column("per_s", Float, nullable=False, server_default="0", comment="settled a second, over the last few seconds"),
+    Column("in_flight", Integer, nullable=False, server_default="0"),
+    Column("deferred", Integer, nullable=False, server_default="0", comment="rows that wait for another attempt"),
+    Column("at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
 rollups_hourly = Table(
     "rollups_hourly",
     metadata,

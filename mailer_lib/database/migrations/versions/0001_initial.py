@@ -324,6 +324,24 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('slot_reports',
+    sa.Column('send_id', Id, nullable=False),
+    sa.Column('server_id', Id, nullable=False),
+    sa.Column('slot', sa.SmallInteger(), autoincrement=False, nullable=False),
+    sa.Column('state', Exact(16), nullable=False, comment='dispatch.slot.SlotState'),
+    sa.Column('reason', sa.Text(), nullable=True, comment='of waiting, a sentence'),
+    sa.Column('per_s', sa.Float(), server_default='0', nullable=False, comment='settled a second, over the last few seconds'),
+    sa.Column('in_flight', sa.Integer(), server_default='0', nullable=False),
+    sa.Column('deferred', sa.Integer(), server_default='0', nullable=False, comment='rows that wait for another attempt'),
+    sa.Column('at', UtcDateTime(), nullable=False),
+    sa.ForeignKeyConstraint(['send_id'], ['sends.id'], name=op.f('fk_slot_reports_send_id')),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_slot_reports_server_id')),
+    sa.PrimaryKeyConstraint('send_id', 'server_id', 'slot', name=op.f('pk_slot_reports')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('snapshots',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('send_id', Id, nullable=False),
@@ -409,6 +427,7 @@ def downgrade() -> None:
     op.drop_index('ix_shards_send_state', table_name='shards')
     op.drop_table('shards')
     op.drop_table('snapshots')
+    op.drop_table('slot_reports')
     op.drop_table('send_links')
     op.drop_table('rollups_hourly')
     op.drop_table('sends')
