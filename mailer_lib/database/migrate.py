@@ -25,10 +25,12 @@ class MigrationError(RuntimeError):
 
 
 def head() -> str:
-    """The newest revision that this release knows. Read from file names, because importing Alembic takes half a second."""
+    """The newest revision that this release knows; from file names, because importing Alembic takes half a second."""
     versions = resources.files("mailer_lib.database.migrations") / "versions"
     return max(
-        entry.name.split("_", 1)[0] for entry in versions.iterdir() if entry.name[:4].isdigit() and entry.name.endswith(".py")
+        entry.name.split("_", 1)[0]
+        for entry in versions.iterdir()
+        if entry.name[:4].isdigit() and entry.name.endswith(".py")
     )
 
 
@@ -48,9 +50,13 @@ def require_current(engine: Engine) -> None:
     if found is None:
         raise MigrationError("the database has no tables yet: run `mailfleet init`")
     if found < wanted:
-        raise MigrationError(f"the database is at revision {found}, this release needs {wanted}: run `mailfleet db upgrade`")
+        raise MigrationError(
+            f"the database is at revision {found}, this release needs {wanted}: run `mailfleet db upgrade`"
+        )
     if found > wanted:
-        raise MigrationError(f"the database is at revision {found}, newer than this release ({wanted}): upgrade Mailfleet")
+        raise MigrationError(
+            f"the database is at revision {found}, newer than this release ({wanted}): upgrade Mailfleet"
+        )
 
 
 def upgrade(engine: Engine, revision: str = "head") -> tuple[str | None, str]:
@@ -60,7 +66,9 @@ def upgrade(engine: Engine, revision: str = "head") -> tuple[str | None, str]:
     with write(engine) as connection, _one_at_a_time(connection):
         before = _current(connection)
         if before is not None and before > head():
-            raise MigrationError(f"the database is at revision {before}, newer than this release ({head()}): upgrade Mailfleet")
+            raise MigrationError(
+                f"the database is at revision {before}, newer than this release ({head()}): upgrade Mailfleet"
+            )
         command.upgrade(config(connection), revision)
         after = _current(connection)
     assert after is not None
@@ -103,7 +111,9 @@ def _one_at_a_time(connection: Connection) -> Iterator[None]:
         return
     taken = connection.execute(text("SELECT GET_LOCK(:name, :wait)"), {"name": _LOCK, "wait": _LOCK_WAIT_S}).scalar()
     if taken != 1:
-        raise MigrationError(f"another process has been migrating this database for {_LOCK_WAIT_S} s; try again when it is done")
+        raise MigrationError(
+            f"another process has been migrating this database for {_LOCK_WAIT_S} s; try again when it is done"
+        )
     try:
         yield
     finally:

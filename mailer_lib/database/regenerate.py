@@ -27,12 +27,22 @@ def regenerate(target: Path) -> Path:
             alembic = config(connection)
             alembic.set_main_option("version_locations", folder)  # as if there were no migration yet
             command.revision(
-                alembic, message="initial", autogenerate=True, rev_id=INITIAL, version_path=folder, head="base", splice=True
+                alembic,
+                message="initial",
+                autogenerate=True,
+                rev_id=INITIAL,
+                version_path=folder,
+                head="base",
+                splice=True,
             )
         engine.dispose()
         (made,) = Path(folder).glob(f"{INITIAL}_*.py")
         path = target / made.name
-        path.write_text(made.read_text().replace('"""initial"""', '"""The first tables: ``regenerate.py`` wrote this from ``schema.py``."""'))
+        path.write_text(
+            made.read_text().replace(
+                '"""initial"""', '"""The first tables: ``regenerate.py`` wrote this from ``schema.py``."""'
+            )
+        )
     return path
 
 

@@ -159,7 +159,7 @@ consent_events = Table(  # append-only: triggers refuse UPDATE and DELETE
     **_MYSQL,
 )
 
-suppressions = Table(  # append-only but for ``lifted_at``; active = lifted_at IS NULL
+suppressions = Table(  # append-only but for ``refused_at`` (it grows) and ``lifted_at``; active = lifted_at IS NULL
     "suppressions",
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
@@ -167,7 +167,8 @@ suppressions = Table(  # append-only but for ``lifted_at``; active = lifted_at I
     Column("list_id", Id, nullable=False, server_default="0", comment="0: everywhere"),
     Column("reason", Exact(16), nullable=False, comment="terms.SuppressionReason"),
     Column("source", String(200)),
-    Column("created_at", UtcDateTime, nullable=False),
+    Column("refused_at", UtcDateTime, comment="when it happened: only a newer consent lifts it. NULL: at created_at"),
+    Column("created_at", UtcDateTime, nullable=False, comment="when it was recorded, whatever it is about"),
     Column("lifted_at", UtcDateTime),
     Column("lifted_by", String(200)),
     Index("ix_suppressions_address", "address_hash", "list_id", "lifted_at"),
