@@ -1,0 +1,157 @@
+"""Attributes: what is known of a contact beyond the fixed columns. Each key is declared once with a type.
+
+The declaration is what lets criteria be type-checked, shards have typed columns, and an import say which value doesn't
+parse.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable
+from datetime import date
+from difflib import get_close_matches
+
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from mailer_lib.database.engine import now
+from mailer_lib.database.schema import attribute_types
+from mailer_lib.terms import AttributeType
+
+_KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_TEXT = 1000
+# Fixed columns and names that templates and criteria use for something else.
+RESERVED = frozenset(
+    {
+        "id", "address", "given_name", "family_name", "locale", "timezone", "domain", "provider", "state",
+        "created_at", "updated_at", "attributes", "contact", "campaign", "list", "unsubscribe_url",
+    }
+)  # fmt: skip
+
+_NUMBER = re.compile(r"[+-]?\d{1,15}(?:\.\d{1,12})?")
+_GERMAN_DATE = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TRUE = frozenset({"true", "yes", "y", "1", "on", "ja", "oui", "si", "sì", "sí", "tak"})
+_FALSE = frozenset({"false", "no", "n", "0", "off", "nein", "non", "nie"})
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+Value = str | float | int | bool
+
+
+class AttributeKeyError(ValueError):
+    """A key or a declaration that can't be."""
+
+
+class ValueProblem(ValueError):
+    """A text that isn't a value of the declared type; the sentence doesn't repeat the text."""
+
+
+def declare(connection: Connection, key: str, type_: AttributeType, label: str | None = None) -> bool:
+    """Declare an attribute. Declaring it again with the same type changes nothing. Returns whether it is new.
+
+    Raises:
+        AttributeKeyError: not a possible key, or declared with another type (values of that type may be stored already).
+    """
+    if _KEY.fullmatch(key) is None:
+        raise AttributeKeyError(f"{key!r} can't be the key of an attribute: a lower-case letter, then letters, digits, _; at most 64")
+    if key in RESERVED:
+        raise AttributeKeyError(f"{key!r} is a field that every contact has; choose another key")
+    existing = declared(connection).get(key)
+    if existing is None:
+        try:
+            with connection.begin_nested():
+                connection.execute(
+                    insert(attribute_types).values(key=key, type=type_.value, label=label, created_at=now())
+                )
+            return True
+        except IntegrityError:  # somebody else declared it a moment ago
+            existing = declared(connection)[key]
+    if existing is not type_:
+        raise AttributeKeyError(f"attribute {key!r} is declared as {existing.value} already; it can't become {type_.value}")
+    return False
+
+
+def declared(connection: Connection) -> dict[str, AttributeType]:
+    """Every declared attribute and its type, by key."""
+    query = select(attribute_types.c.key, attribute_types.c.type).order_by(attribute_types.c.key)
+    return {row.key: AttributeType(row.type) for row in connection.execute(query)}
+
+
+def require_declared(types: dict[str, AttributeType], key: str) -> AttributeType:
+    """The type of ``key``.
+
+    Raises:
+        AttributeKeyError: it isn't declared; the sentence offers near matches.
+    """
+    if key in types:
+        return types[key]
+    near = get_close_matches(key, types, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"declare it with: mailfleet attributes declare {key} TYPE"
+    raise AttributeKeyError(f"there is no attribute {key!r}; {hint}")
+
+
+def clean_text(text: str, limit: int = MAX_TEXT) -> str:
+    """Text in NFC on one line: white space, line breaks included, becomes single spaces.
+
+    Raises:
+        ValueProblem: too long, or with control characters.
+    """
+    if text.isascii():
+        if text.isprintable():
+            cleaned = text.strip() if "  " not in text else " ".join(text.split())
+            if len(cleaned) > limit:
+                raise ValueProblem(f"it is longer than {limit} characters")
+            return cleaned
+    cleaned = " ".join(unicodedata.normalize("NFC", text).split())
+    if _CONTROL.search(cleaned):
+        raise ValueProblem("there is a control character in it")
+    if len(cleaned) > limit:
+        raise ValueProblem(f"it is longer than {limit} characters")
+    return cleaned
+
+
+def parse_number(text: str) -> float | int:
+    """Digits with a decimal point; no thousands separators, because 1.234 and 1,234 mean different things elsewhere."""
+    text = text.strip()
+    if _NUMBER.fullmatch(text) is None:
+        raise ValueProblem("it is not a number like 1234.5 (a decimal point, no thousands separator)")
+    number: float | int = float(text) if "." in text else int(text)
+    if not math.isfinite(number):
+        raise ValueProblem("it is not a finite number")
+    return number
+
+
+def parse_boolean(text: str) -> bool:
+    word = text.strip().casefold()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueProblem("it is neither yes nor no")
+
+
+def parse_date(text: str) -> str:
+    """An ISO 8601 calendar date; 31.12.2024 is read too, 12/31/2024 is not, because 01/02 is two different days."""
+    text = text.strip()
+    german = _GERMAN_DATE.fullmatch(text)
+    if german is not None:
+        text = f"{german[3]}-{int(german[2]):02}-{int(german[1]):02}"
+    elif _ISO_DATE.fullmatch(text) is None:
+        raise ValueProblem("it is not a date like 2024-12-31")
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueProblem("there is no such day in the calendar") from None
+
+
+_PARSERS: dict[AttributeType, Callable[[str], Value]] = {
+    AttributeType.TEXT: clean_text,
+    AttributeType.NUMBER: parse_number,
+    AttributeType.BOOLEAN: parse_boolean,
+    AttributeType.DATE: parse_date,
+}
+
+
+def parser_of(type_: AttributeType) -> Callable[[str], Value]:
+    """The function that reads a non-empty text as this type, or raises ``ValueProblem``. Dates become ISO 8601 text."""
+    return _PARSERS[type_]
