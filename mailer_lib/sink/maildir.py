@@ -41,7 +41,9 @@ def store(folder: Path, queue_id: str, message: bytes, envelope: bytes, *, fsync
     return final
 
 
-def envelope_lines(sender: str, recipients: Sequence[str], helo: str, peer: str, protocol: str, queue_id: str) -> bytes:
+def envelope_lines(
+    sender: str, recipients: Sequence[str], *, helo: str, peer: str, protocol: str, queue_id: str
+) -> bytes:
     """Return-Path, Envelope-To and Received of one message, as a delivery writes them."""
     return (
         f"Return-Path: <{sender}>\r\n"

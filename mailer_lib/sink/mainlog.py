@@ -1,13 +1,14 @@
 """The sink's log, in the form of Exim's main log, so that settling is the same code for both.
 
-The selectors are those of FACTS: ``+millisec +pid +incoming_port +smtp_connection``. Lines that matter::
+The selectors are those of FACTS: ``+millisec +pid +incoming_port +smtp_connection``. Lines that matter, each after the
+time and the pid (``2026-11-24 03:31:52.123 [71] ``)::
 
-    2026-11-24 03:31:52.123 [71] 1tEFGh-0000A1-2F <= b-…@bounce.news.example H=mx1 [127.0.0.1]:40312 I=[127.0.0.1]:2525 P=esmtp S=35012 id=…
-    2026-11-24 03:31:52.125 [71] H=mx1 [127.0.0.1]:40312 I=[127.0.0.1]:2525 F=<b-…> rejected RCPT <@isp.example>: 550 5.1.1 …
-    2026-11-24 03:31:53.001 [71] SMTP connection from (mx1) [127.0.0.1]:40312 I=[127.0.0.1]:2525 closed by QUIT
+    1tEFGh-0000A1-2F <= b-…@bounce.example H=mx1 [127.0.0.1]:40312 I=[127.0.0.1]:2525 P=esmtp S=35012 id=…
+    H=mx1 [127.0.0.1]:40312 I=[127.0.0.1]:2525 F=<b-…> rejected RCPT <@isp.example>: 550 5.1.1 …
+    SMTP connection from (mx1) [127.0.0.1]:40312 I=[127.0.0.1]:2525 closed by QUIT
 
-The ``SMTP connection`` line that ends a connection (``closed by QUIT`` or ``lost``) is written after everything that the
-connection still had in hand: no ``<=`` of it can follow. Recipients' local parts are never written.
+The ``SMTP connection`` line that ends a connection (``closed by QUIT`` or ``lost``) is written after everything that
+the connection still had in hand: no ``<=`` of it can follow. Recipients' local parts are never written.
 """
 
 import os

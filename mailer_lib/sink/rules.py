@@ -11,7 +11,8 @@
         vanish: {first: 1, share: 0.01}                 # take the message, close without a reply
       "*": {}                                           # domains that have no entry of their own
 
-``share`` chooses recipients by a hash of the address, so a retry meets the same fate; each kind of rule chooses its own.
+``share`` chooses recipients by a hash of the address, so a retry meets the same fate; each kind of rule chooses its
+own.
 ``first``: only the first n attempts for a recipient since the sink started. ``at``: ``rcpt`` or ``dot`` (after the
 message).
 """

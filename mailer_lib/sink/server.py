@@ -34,8 +34,8 @@ from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
 
 from mailer_lib.agent.job import replace_file
 from mailer_lib.sink.certificate import server_context
-from mailer_lib.sink.mainlog import MainLog, queue_ids, token
 from mailer_lib.sink.maildir import envelope_lines, make_maildir, store
+from mailer_lib.sink.mainlog import MainLog, queue_ids, token
 from mailer_lib.sink.rules import Fate, RuleBook
 from mailer_lib.sink.session import SinkSession
 
@@ -227,7 +227,14 @@ class _Arrival:
         )
 
     def envelope_lines(self, queue_id: str) -> bytes:
-        return envelope_lines(self.sender, self.recipients, self.helo, self.peer, self.protocol.upper(), queue_id)
+        return envelope_lines(
+            self.sender,
+            self.recipients,
+            helo=self.helo,
+            peer=self.peer,
+            protocol=self.protocol.upper(),
+            queue_id=queue_id,
+        )
 
     def log_fields(self, message: bytes) -> str:
         head = message[: max(message.find(b"\r\n\r\n"), 0) or len(message)]

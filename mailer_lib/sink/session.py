@@ -4,7 +4,8 @@ What differs from ``aiosmtpd.smtp.SMTP`` (1.4.6), and why:
 
 - Replies are gathered while complete pipelined commands wait in the buffer and leave in one segment (RFC 2920 §3.2); a
   write for each reply costs a system call and a small packet each.
-- DATA is read up to CRLF.CRLF in one piece; aiosmtpd reads line by line, 1.5 ms for 35 KB. Bare LF never ends a message.
+- DATA is read up to CRLF.CRLF in one piece; aiosmtpd reads line by line, 1.5 ms for 35 KB. A bare LF never ends a
+  message.
 - Addresses are matched by a regular expression before the e-mail package's parser is asked (150 µs each).
 - Command limits are kept for each connection: in aiosmtpd one table grows with every EHLO of every connection.
 - ``connection_lost`` reports to the sink, which logs the end of the connection after what it still had in hand.
@@ -125,12 +126,12 @@ class SinkSession(SMTP):
             await self.push("354 End data with <CR><LF>.<CR><LF>")
             message = await self._read_message()
             if message is None:
-                self._set_post_data_state()
+                self._set_post_data_state()  # type: ignore[no-untyped-call]
                 await self.push("552 5.3.4 Error: message too big")
                 return
             self.envelope.content = self.envelope.original_content = message
             status = await self._call_handler_hook("DATA")
-            self._set_post_data_state()
+            self._set_post_data_state()  # type: ignore[no-untyped-call]
         finally:
             self.receiving = False
         await self.push(status)
