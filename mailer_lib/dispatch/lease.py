@@ -1,0 +1,486 @@
+"""Leases and grants: which server may send which rows, decided by the database and by no clock.
+
+A shard is leased under an *epoch*: one UPDATE guarded by the shard's state and epoch makes it so, or changes no row. Rows
+are handed to an agent only after ``granted_through`` was stored here. Every change below is one short transaction whose
+guard is its WHERE clause, so it doesn't matter who else is at work, or twice at work.
+
+Invariant of every lease that ended: the sum of its outcomes is ``granted_through - first_row``; and the leases of a
+settled shard cover its rows exactly once.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, and_, func, insert, literal, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from mailer_lib.database.engine import now, read, write
+from mailer_lib.database.schema import dispatch_servers, leases, rollups_hourly, sends, shards, snapshots
+from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ServerState, ShardState
+
+MAY_TAKE = (ServerState.ACTIVE, ServerState.WARMING)
+MIN_GRANT_ROWS = 20
+_CANDIDATES = 16  # shards looked at in one go
+_ATTEMPTS = 6
+_DEADLOCK = (1205, 1213)  # MySQL: lock wait timeout, deadlock; the remedy for both is to try again
+
+T = TypeVar("T")
+
+
+class LeaseLostError(RuntimeError):
+    """The lease isn't this slot's any more, or was changed by another process at this moment."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A row of ``leases`` and what is needed of its shard and snapshot."""
+
+    id: int
+    send_id: int
+    server_id: int | None
+    slot: int
+    state: LeaseState
+    shard_id: int
+    shard: int  # number
+    shard_path: str  # below snapshot_path
+    shard_rows: int
+    sha256: str
+    snapshot_path: str  # below the snapshot store
+    phase: int
+    epoch: int
+    first_row: int
+    granted_through: int
+    ledger_bytes: int
+    counts: Mapping[Outcome, int]
+    deferrals: int
+
+    @property
+    def settled(self) -> int:
+        """Rows that have an outcome."""
+        return sum(self.counts.values())
+
+    @property
+    def granted(self) -> int:
+        return self.granted_through - self.first_row
+
+    @property
+    def ledger_name(self) -> str:
+        return f"{self.shard:04d}.p{self.phase}.e{self.epoch}.ledger"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one ledger delta adds: outcomes and deferrals, and the same by (variant, provider, hour, metric)."""
+
+    counts: Mapping[Outcome, int] = field(default_factory=dict)
+    deferrals: int = 0
+    rollups: Mapping[tuple[int, str, datetime, str], int] = field(default_factory=dict)
+
+
+def next_grant(
+    rows: int, granted_through: int, settled_through: int, per_s: float, grant_s: float, elsewhere: int = 0
+) -> int:
+    """The new ``granted_through`` of a lease: what is granted and not settled covers ``grant_s`` of sending.
+
+    Args:
+        rows: of the shard.
+        granted_through: so far.
+        settled_through: ``first_row`` plus the rows that need no grant any more (settled, or waiting for a retry).
+        per_s: at which the slot sends, measured or bounded.
+        elsewhere: rows that the slot's other leases hold granted and unsettled.
+
+    A grant is never taken back, and small top-ups wait until they are worth a transaction.
+    """
+    outstanding = granted_through - settled_through + elsewhere
+    wanted = max(MIN_GRANT_ROWS, math.ceil(per_s * grant_s))
+    missing = wanted - outstanding
+    if missing <= 0 or (missing < wanted / 4 and outstanding > 0):
+        return granted_through
+    return min(rows, granted_through + missing)
+
+
+def _select() -> Any:
+    return select(
+        leases,
+        shards.c.number.label("shard"),
+        shards.c.path.label("shard_path"),
+        shards.c.rows.label("shard_rows"),
+        shards.c.sha256,
+        snapshots.c.path.label("snapshot_path"),
+        snapshots.c.phase,
+    ).join_from(leases, shards, leases.c.shard_id == shards.c.id).join(snapshots, shards.c.snapshot_id == snapshots.c.id)
+
+
+def _lease(row: Any) -> Lease:
+    m = row._mapping
+    return Lease(
+        id=m["id"],
+        send_id=m["send_id"],
+        server_id=m["server_id"],
+        slot=m["slot"],
+        state=LeaseState(m["state"]),
+        shard_id=m["shard_id"],
+        shard=m["shard"],
+        shard_path=m["shard_path"],
+        shard_rows=m["shard_rows"],
+        sha256=m["sha256"],
+        snapshot_path=m["snapshot_path"],
+        phase=m["phase"],
+        epoch=m["epoch"],
+        first_row=m["first_row"],
+        granted_through=m["granted_through"],
+        ledger_bytes=m["ledger_bytes"],
+        counts={outcome: m[outcome.value] for outcome in Outcome if m[outcome.value]},
+        deferrals=m["deferrals"],
+    )
+
+
+def get_lease(connection: Connection, lease_id: int) -> Lease:
+    return _lease(connection.execute(_select().where(leases.c.id == lease_id)).one())
+
+
+def leases_of_slot(connection: Connection, send_id: int, server_id: int, slot: int) -> list[Lease]:
+    """The slot's active leases, oldest first."""
+    query = _select().where(
+        leases.c.send_id == send_id,
+        leases.c.server_id == server_id,
+        leases.c.slot == slot,
+        leases.c.state == LeaseState.ACTIVE,
+    )
+    return [_lease(row) for row in connection.execute(query.order_by(leases.c.id))]
+
+
+def leases_of_send(connection: Connection, send_id: int, *states: LeaseState, phase: int | None = None) -> list[Lease]:
+    """Leases of a send by shard and epoch, all of them or those in ``states``."""
+    query = _select().where(leases.c.send_id == send_id)
+    if states:
+        query = query.where(leases.c.state.in_(states))
+    if phase is not None:
+        query = query.where(snapshots.c.phase == phase)
+    query = query.order_by(snapshots.c.phase, shards.c.number, leases.c.epoch)
+    return [_lease(row) for row in connection.execute(query)]
+
+
+def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Run ``work`` in a write transaction; again when the database chose it as a deadlock's victim."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with write(engine) as connection:
+                return work(connection)
+        except OperationalError as error:
+            code = error.orig.args[0] if error.orig is not None and error.orig.args else None
+            if code not in _DEADLOCK or attempt == _ATTEMPTS:
+                raise
+        except IntegrityError:  # two first rows of one roll-up at the same moment: the second try finds the first's
+            if attempt == _ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _one(connection: Connection, statement: Any, what: str) -> None:
+    if connection.execute(statement).rowcount != 1:
+        raise LeaseLostError(what)
+
+
+# --- taking and granting ----------------------------------------------------------------------------------------------
+
+
+def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease | None:
+    """Lease the first open shard to a slot, under the shard's next epoch. None: nothing is open, or nothing may be
+    taken (the send isn't running, or is paused or stopped; the server isn't active or warming)."""
+
+    def work(connection: Connection) -> Lease | None:
+        allowed = connection.execute(
+            select(sends.c.id)
+            .select_from(sends.join(dispatch_servers, dispatch_servers.c.id == server_id))
+            .where(
+                sends.c.id == send_id,
+                sends.c.state == SendState.RUNNING,
+                sends.c.control == Control.RUN,
+                dispatch_servers.c.state.in_(MAY_TAKE),
+            )
+        ).one_or_none()
+        if allowed is None:
+            return None
+        while True:
+            candidates = connection.execute(
+                select(shards.c.id, shards.c.epoch, shards.c.next_row)
+                .where(shards.c.send_id == send_id, shards.c.state == ShardState.OPEN)
+                .order_by(shards.c.snapshot_id, shards.c.number)
+                .limit(_CANDIDATES)
+            ).all()
+            if not candidates:
+                return None
+            for shard in candidates:
+                if _claim_shard(connection, shard.id, shard.epoch):
+                    return _insert(connection, send_id, shard.id, shard.epoch + 1, server_id, slot, shard.next_row, shard.next_row)
+
+    return transact(engine, work)
+
+
+def take_central(engine: Engine, shard_id: int) -> Lease | None:
+    """Lease what is left of an open shard to nobody: rows that no server may send any more. None: it isn't open."""
+
+    def work(connection: Connection) -> Lease | None:
+        shard = connection.execute(
+            select(shards).where(shards.c.id == shard_id, shards.c.state == ShardState.OPEN)
+        ).one_or_none()
+        if shard is None or not _claim_shard(connection, shard.id, shard.epoch):
+            return None
+        connection.execute(update(shards).where(shards.c.id == shard.id).values(next_row=shard.rows))
+        return _insert(connection, shard.send_id, shard.id, shard.epoch + 1, None, 0, shard.next_row, shard.rows)
+
+    return transact(engine, work)
+
+
+def _claim_shard(connection: Connection, shard_id: int, epoch: int) -> bool:
+    guard = and_(shards.c.id == shard_id, shards.c.state == ShardState.OPEN, shards.c.epoch == epoch)
+    return (
+        connection.execute(update(shards).where(guard).values(state=ShardState.LEASED, epoch=epoch + 1)).rowcount == 1
+    )
+
+
+def _insert(
+    connection: Connection,
+    send_id: int,
+    shard_id: int,
+    epoch: int,
+    server_id: int | None,
+    slot: int,
+    first_row: int,
+    granted_through: int,
+) -> Lease:
+    made = connection.execute(
+        insert(leases).values(
+            shard_id=shard_id,
+            send_id=send_id,
+            epoch=epoch,
+            server_id=server_id,
+            slot=slot,
+            state=LeaseState.ACTIVE,
+            first_row=first_row,
+            granted_through=granted_through,
+            created_at=now(),
+        )
+    ).inserted_primary_key
+    assert made is not None
+    return get_lease(connection, made[0])
+
+
+def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
+    """Store a larger grant. Only when this has returned may the agent hear of it.
+
+    Raises:
+        LeaseLostError: the lease ended, or the shard went on to another epoch.
+        ValueError: beyond the shard's rows, or a grant would shrink.
+    """
+    if not lease.granted_through <= granted_through <= lease.shard_rows:
+        raise ValueError(
+            f"a grant of {lease.ledger_name} can't go from {lease.granted_through} to {granted_through} of {lease.shard_rows}"
+        )
+
+    def work(connection: Connection) -> None:
+        gone = f"{lease.ledger_name} isn't leased under this epoch any more"
+        _one(
+            connection,
+            update(shards)
+            .where(shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED)
+            .values(next_row=granted_through),
+            gone,
+        )
+        _one(
+            connection,
+            update(leases)
+            .where(
+                leases.c.id == lease.id, leases.c.state == LeaseState.ACTIVE, leases.c.granted_through <= granted_through
+            )
+            .values(granted_through=granted_through),
+            gone,
+        )
+
+    transact(engine, work)
+
+
+# --- accounting -------------------------------------------------------------------------------------------------------
+
+
+def record_progress(
+    engine: Engine,
+    lease: Lease,
+    ledger_bytes: int,
+    tally: Tally,
+    also: Callable[[Connection], None] | None = None,
+) -> None:
+    """Account for the ledger's bytes from ``lease.ledger_bytes`` to ``ledger_bytes``, exactly once.
+
+    Counters, roll-ups and ``ledger_bytes`` change in one transaction, guarded by the old ``ledger_bytes``: who reads the
+    same bytes a second time changes nothing. ``also`` runs in the same transaction (suppressions of dead mailboxes).
+
+    Raises:
+        LeaseLostError: somebody else accounted for these bytes, or the lease ended; read the lease again.
+    """
+
+    def work(connection: Connection) -> None:
+        values: dict[str, Any] = {o.value: leases.c[o.value] + n for o, n in tally.counts.items() if n}
+        if tally.deferrals:
+            values["deferrals"] = leases.c.deferrals + tally.deferrals
+        _one(
+            connection,
+            update(leases)
+            .where(
+                leases.c.id == lease.id,
+                leases.c.state == LeaseState.ACTIVE,
+                leases.c.ledger_bytes == lease.ledger_bytes,
+            )
+            .values(ledger_bytes=ledger_bytes, synced_at=now(), **values),
+            f"{lease.ledger_name} was accounted for by another process, or ended",
+        )
+        add_rollups(connection, lease, tally)
+        if also is not None:
+            also(connection)
+
+    transact(engine, work)
+
+
+def add_rollups(connection: Connection, lease: Lease, tally: Tally) -> None:
+    """Add a tally to the hourly roll-ups of the lease's send and server (0: central)."""
+    table = rollups_hourly
+    for (variant, provider, hour, metric), count in sorted(tally.rollups.items()):
+        key = {
+            "send_id": lease.send_id,
+            "variant": variant,
+            "provider": provider,
+            "server_id": lease.server_id or 0,
+            "hour": hour,
+            "metric": metric,
+        }
+        same = and_(*(table.c[name] == value for name, value in key.items()))
+        if connection.execute(update(table).where(same).values(count=table.c.count + count)).rowcount == 0:
+            connection.execute(insert(table).values(**key, count=count))
+    if tally.counts.get(Outcome.INJECTED):
+        first = and_(sends.c.id == lease.send_id, sends.c.first_injected_at.is_(None))
+        if connection.scalar(select(sends.c.id).where(first)) is not None:
+            connection.execute(update(sends).where(first).values(first_injected_at=now()))
+
+
+# --- ending -----------------------------------------------------------------------------------------------------------
+
+
+def settle_lease(engine: Engine, lease_id: int) -> ShardState:
+    """End a lease whose granted rows all have outcomes. Its shard is settled, or open again from the first row that was
+    never granted (the slot gave the rest back). Doing it twice is the same as once.
+
+    Raises:
+        LeaseLostError: rows without an outcome, or the lease was lost.
+    """
+
+    def work(connection: Connection) -> ShardState:
+        lease = get_lease(connection, lease_id)
+        if lease.state == LeaseState.SETTLED:
+            state = connection.scalar(select(shards.c.state).where(shards.c.id == lease.shard_id))
+            return ShardState(str(state))
+        if lease.settled != lease.granted:
+            raise LeaseLostError(
+                f"{lease.ledger_name} has outcomes for {lease.settled} of {lease.granted} granted rows; it can't be settled"
+            )
+        end_lease(connection, lease, LeaseState.SETTLED)
+        state = ShardState.SETTLED if lease.granted_through == lease.shard_rows else ShardState.OPEN
+        _give_back(connection, lease, state)
+        return state
+
+    return transact(engine, work)
+
+
+def lose_lease(engine: Engine, lease_id: int) -> Lease:
+    """Give up a lease whose server is gone for good. From here its rows that were never granted are open to others, and
+    nothing more is granted or accounted under its epoch; ``loss.py`` then writes what is unknown into its ledger.
+
+    Raises:
+        LeaseLostError: the lease had been settled.
+    """
+
+    def work(connection: Connection) -> Lease:
+        lease = get_lease(connection, lease_id)
+        if lease.state == LeaseState.LOST:
+            return lease
+        end_lease(connection, lease, LeaseState.LOST)
+        rest = ShardState.OPEN if lease.granted_through < lease.shard_rows else ShardState.LEASED
+        _give_back(connection, lease, rest)  # stays LEASED until its unknown rows are booked
+        return get_lease(connection, lease_id)
+
+    return transact(engine, work)
+
+
+def book_lost(engine: Engine, lease: Lease, ledger_bytes: int, tally: Tally) -> None:
+    """Note the unknown rows of a lost lease, once; its shard is settled when no row of it is left to send."""
+
+    def work(connection: Connection) -> None:
+        values: dict[str, Any] = {o.value: leases.c[o.value] + n for o, n in tally.counts.items() if n}
+        same = and_(
+            leases.c.id == lease.id, leases.c.state == LeaseState.LOST, leases.c.ledger_bytes == lease.ledger_bytes
+        )
+        if lease.ledger_bytes != ledger_bytes:
+            changed = update(leases).where(same).values(ledger_bytes=ledger_bytes, **values)
+            _one(connection, changed, f"{lease.ledger_name} was booked by another process")
+            add_rollups(connection, lease, tally)
+        if lease.granted_through == lease.shard_rows:
+            connection.execute(
+                update(shards)
+                .where(
+                    shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED
+                )
+                .values(state=ShardState.SETTLED)
+            )
+
+    transact(engine, work)
+
+
+def end_lease(connection: Connection, lease: Lease, state: LeaseState) -> None:
+    _one(
+        connection,
+        update(leases)
+        .where(
+            leases.c.id == lease.id,
+            leases.c.state == LeaseState.ACTIVE,
+            leases.c.granted_through == lease.granted_through,
+        )
+        .values(state=state, ended_at=now()),
+        f"{lease.ledger_name} was changed by another process at this moment",
+    )
+
+
+def _give_back(connection: Connection, lease: Lease, state: ShardState) -> None:
+    _one(
+        connection,
+        update(shards)
+        .where(shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED)
+        .values(state=state, next_row=lease.granted_through),
+        f"{lease.ledger_name}: the shard went on to another epoch",
+    )
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+def unsettled_rows(connection: Connection, send_id: int, phase: int | None = None) -> int:
+    """Rows of published phases, or of one phase, without an outcome."""
+    unsettled = (shards.c.send_id == send_id) & (shards.c.state != ShardState.SETTLED)
+    of_phase = select(snapshots.c.id).where(snapshots.c.send_id == send_id)
+    if phase is not None:
+        of_phase = of_phase.where(snapshots.c.phase == phase)
+    unsettled &= shards.c.snapshot_id.in_(of_phase)
+    rows = connection.scalar(select(func.sum(shards.c.rows)).where(unsettled)) or 0
+    done = sum((leases.c[outcome.value] for outcome in Outcome), start=literal(0))
+    settled = connection.scalar(
+        select(func.sum(done)).select_from(leases.join(shards, leases.c.shard_id == shards.c.id)).where(unsettled)
+    )
+    return int(rows) - int(settled or 0)
+
+
+def has_unsettled_shards(engine: Engine, send_id: int) -> bool:
+    with read(engine) as connection:
+        query = select(shards.c.id).where(shards.c.send_id == send_id, shards.c.state != ShardState.SETTLED).limit(1)
+        return connection.execute(query).first() is not None
