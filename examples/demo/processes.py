@@ -118,7 +118,9 @@ class Processes:
     def _store(self, marker: str, started: list[Started]) -> None:
         data = {
             "marker": marker,
-            "processes": [{"name": one.name, "pid": one.pid, "created": one.created, "log": str(one.log)} for one in started],
+            "processes": [
+                {"name": one.name, "pid": one.pid, "created": one.created, "log": str(one.log)} for one in started
+            ],
         }
         beside = self._file.with_suffix(".new")
         beside.write_text(json.dumps(data, indent=1) + "\n")

@@ -1,0 +1,90 @@
+"""
+# Pause, resume, stop or slow down a send
+
+Airflow's own pause switch does not stop running tasks; this does, within seconds, on every dispatch server.
+
+## Parameters
+
+| parameter | what it does |
+| --- | --- |
+| **send** | `campaign#edition`, such as `spring-sale#1` |
+| **action** | `pause` · `resume` · `stop` (what is not sent yet is *cancelled*) · `pace` |
+| **pace_per_s** | for `pace`: messages a second of the whole send; 0 takes the limit off |
+
+Example: `{"send": "spring-sale#1", "action": "pause"}`
+
+## Stop it, recover it
+
+It runs for a second and can't be stopped. A wrong action is undone by the opposite one; only `stop` ends the send, and
+triggering **campaign_send** again for the same edition goes on with who hasn't been sent to. Each action is in the
+audit log with your name. On the command line: `mailfleet send pause|resume|stop|pace SEND`.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+
+from airflow.sdk import Param, dag, get_current_context, task
+from mailfleet_airflow.installation import installation
+from mailfleet_airflow.policy import DEFAULT_ARGS, Tag, tags
+from mailfleet_airflow.runs import launched_by
+
+log = logging.getLogger(__name__)
+
+
+class Action(StrEnum):
+    PAUSE = "pause"
+    RESUME = "resume"
+    STOP = "stop"
+    PACE = "pace"
+
+
+PARAMS = {
+    "send": Param(type="string", pattern=r"^[^#]+#[^#]+$", title="Send", description="campaign#edition"),
+    "action": Param(Action.PAUSE.value, enum=[action.value for action in Action], title="Action"),
+    "pace_per_s": Param(
+        None,
+        type=["number", "null"],
+        minimum=0,
+        title="Pace",
+        description="messages a second, for action pace; 0: no limit",
+    ),
+}
+
+
+@dag(
+    schedule=None,
+    params=PARAMS,
+    default_args=DEFAULT_ARGS,
+    tags=tags(Tag.SENDING, Tag.OPERATOR),
+    doc_md=__doc__,
+)
+def campaign_control() -> None:
+    apply_action()
+
+
+@task(task_id="apply")
+def apply_action() -> str:
+    from mailer_lib.dispatch import control
+
+    context = get_current_context()
+    engine, _ = installation()
+    params, actor = context["params"], launched_by(context["dag_run"])
+    match Action(params["action"]):
+        case Action.PAUSE:
+            control.pause(engine, params["send"], actor)
+        case Action.RESUME:
+            control.resume(engine, params["send"], actor)
+        case Action.STOP:
+            control.stop(engine, params["send"], actor)
+        case Action.PACE:
+            if params["pace_per_s"] is None:
+                raise ValueError("action pace needs pace_per_s: messages a second of the whole send, 0 for no limit")
+            control.set_pace(engine, params["send"], params["pace_per_s"] or None, actor)
+    done = f"{params['send']}: {params['action']}, by {actor}"
+    log.info("%s", done)
+    return done
+
+
+campaign_control()

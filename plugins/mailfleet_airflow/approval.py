@@ -1,0 +1,124 @@
+"""The task that asks a person before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.exceptions import HITLTimeoutError
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.execution_time.hitl import HITLUser
+from airflow.sdk.timezone import utcnow
+from mailfleet_airflow.installation import installation
+from mailfleet_airflow.links import PreviewLink
+from mailfleet_airflow.runs import launched_by
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+APPROVE = "Approve"
+REJECT = "Reject"
+VALID_FOR = timedelta(hours=24)
+NO_ANSWER = "nobody answered within 24 hours, so nothing was sent: trigger the DAG again to ask again"
+
+
+class ApproveSendOperator(HITLOperator):
+    """Show what would be sent, to whom, and wait for Approve or Reject.
+
+    The question is the step *summary*'s markdown: counts by mailbox provider and exclusion reason, the difference from
+    the last send, warnings, forecast and a link to the rendered preview. An approval holds for the content hash and the
+    snapshot checksum that were shown: they are compared again when the answer comes. A rejection, or 24 hours without
+    an answer, ends the send. Nothing is asked when there is nothing to decide (``reason_not_to_ask``).
+
+    Args:
+        send: what *open* returned.
+        summary: what *summary* returned.
+
+    The run's parameters ``approval`` (whether to ask) and ``approvers`` (who may answer; anybody with access to the DAG
+    when empty) decide the rest.
+    """
+
+    template_fields: Sequence[str] = ("send", "summary")
+    operator_extra_links = (PreviewLink(),)
+
+    def __init__(self, *, send: Any, summary: Any, **kwargs: Any) -> None:
+        super().__init__(
+            subject="Send it?", options=[APPROVE, REJECT], defaults=None, response_timeout=VALID_FOR, **kwargs
+        )
+        self.send = send
+        self.summary = summary
+
+    def execute(self, context: Context) -> Any:
+        from mailer_lib.dispatch import steps
+
+        engine, settings = installation()
+        send_id, claim = self.send["send_id"], self.send["claim"]
+        wanted = bool(context["params"].get("approval", True))
+        why_not = reason_not_to_ask(self.send, self.summary, wanted=wanted)
+        if why_not is not None:
+            self.log.info("Nothing to approve: %s.", why_not)
+            if not wanted and needs_skip_record(self.send, self.summary):
+                steps.skip_approval(engine, settings, send_id, claim)
+            return {"approved_by": None, "why": why_not}
+        self.subject = f"Send {self.summary['send']} to {self.summary['frozen']:,} people?"
+        self.body = self.summary["markdown"]
+        self.assigned_users = [HITLUser(id=name, name=name) for name in context["params"].get("approvers") or []]
+        context["ti"].xcom_push(key=PreviewLink().xcom_key, value=self.summary["preview_url"])
+        context["ti"].xcom_push(key="asked_at", value=utcnow().isoformat())
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        from mailer_lib.dispatch import steps
+
+        engine, settings = installation()
+        send_id, claim = self.send["send_id"], self.send["claim"]
+        try:
+            answer = super().execute_complete(context, event)
+        except HITLTimeoutError:
+            raise AirflowFailException(NO_ANSWER) from None
+        asked_at = context["ti"].xcom_pull(task_ids=self.task_id, key="asked_at")
+        if answered_too_late(datetime.fromisoformat(asked_at), answer["responded_at"]):
+            raise AirflowFailException(NO_ANSWER)
+        who = answer["responded_by_user"]["name"] if answer["responded_by_user"] else "nobody"
+        if settings.approver_must_differ and who == launched_by(context["dag_run"]) and approved(answer):
+            self.log.warning("%s launched this send and so can't approve it; the question stays open.", who)
+            return super().execute(context)  # drops the answer and waits again; asked_at stays
+        if not approved(answer):
+            steps.record_rejection(engine, settings, send_id, claim, by=who)
+            raise AirflowFailException(f"rejected by {who}")
+        try:
+            return steps.record_approval(engine, settings, send_id, claim, digest=self.summary["digest"], approver=who)
+        except ValueError as error:  # asking again would show the same outdated numbers
+            raise AirflowFailException(str(error)) from error
+
+
+def reason_not_to_ask(send: dict[str, Any], summary: dict[str, Any], *, wanted: bool) -> str | None:
+    """Why no person has to decide; None when one has to."""
+    if send["mode"] == "dry-run":
+        return "a dry run sends nothing"
+    if summary["nothing_to_send"]:
+        return "nobody is left to send to"
+    if send["resuming"] and send["state"] in {"approved", "running"}:
+        return "it was approved before, and neither message nor recipients have changed"
+    if not wanted:
+        return "approval is switched off for this run"
+    return None
+
+
+def approved(answer: Any) -> bool:
+    """Whether the answer is a yes, and nothing else."""
+    return list(answer["chosen_options"]) == [APPROVE]
+
+
+def needs_skip_record(send: dict[str, Any], summary: dict[str, Any]) -> bool:
+    """Whether the send has to be marked as released without approval."""
+    return reason_not_to_ask(send, summary, wanted=True) is None
+
+
+def answered_too_late(asked_at: datetime, responded_at: datetime | str) -> bool:
+    """Airflow accepts an answer to a question whose time is over; we don't."""
+    if isinstance(responded_at, str):
+        responded_at = datetime.fromisoformat(responded_at)
+    return responded_at - asked_at > VALID_FOR

@@ -1,0 +1,105 @@
+"""One mapped task for each slot of the sending pool, and the trigger that waits while a slot has nothing to do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from mailfleet_airflow.installation import installation
+from mailfleet_airflow.links import PreviewLink
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+POLL_S = 10.0
+
+
+class DispatchSlotOperator(BaseOperator):
+    """Run the agent of one slot until no shard of the send is left for it (``dispatch.slot.run_slot``).
+
+    A retry re-attaches to the agent that still runs, or starts it again in the same job folder; it never starts a
+    second one beside it (the agent's lock decides). While other slots hold all the rows that are left, or the send is
+    paused, the task waits deferred and takes no worker. Marking it failed, or clearing it, stops its agent.
+
+    Args:
+        send: what *open* returned.
+        slot: one element of what *slots* returned.
+    """
+
+    template_fields: Sequence[str] = ("send", "slot")
+    operator_extra_links = (PreviewLink(),)
+    ui_color = "#d9ead3"
+
+    def __init__(self, *, send: Any, slot: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.send = send
+        self.slot = slot
+        self._stop = threading.Event()
+
+    def execute(self, context: Context) -> Any:
+        return self._run(context)
+
+    def resume(self, context: Context, event: Any = None) -> Any:
+        """After the trigger fired: look again."""
+        return self._run(context)
+
+    def on_kill(self) -> None:
+        self._stop.set()
+
+    def _run(self, context: Context) -> dict[str, Any]:
+        from mailer_lib.dispatch.plan import Slot
+        from mailer_lib.dispatch.slot import run_slot
+
+        engine, settings = installation()
+        context["server_label"] = self.slot["label"]  # type: ignore[typeddict-unknown-key]
+        report = run_slot(
+            engine,
+            settings,
+            self.send["send_id"],
+            Slot(**self.slot),
+            on_progress=self.log.info,
+            should_stop=self._stop.is_set,
+            claim=self.send["claim"],
+        )
+        if self._stop.is_set():
+            raise AirflowException(f"{self.slot['label']} was stopped: {report.reason or 'the task was killed'}")
+        if report.state == "idle":
+            self.log.info("Nothing to do for %s: %s. Waiting deferred.", self.slot["label"], report.reason)
+            self.defer(trigger=SlotWaitTrigger(send_id=self.send["send_id"]), method_name="resume")
+        if report.state == "failed":
+            raise AirflowException(f"{self.slot['label']}: {report.reason}")
+        return {"label": report.label, "state": str(report.state), "injected": report.injected}
+
+
+class SlotWaitTrigger(BaseTrigger):
+    """Fires when a slot of the send should look again: rows are free, or the send is over.
+
+    The first look is ``POLL_S`` after deferring: Airflow 3.3.2 may fail a task falsely whose trigger fires within a few
+    seconds (apache/airflow #71580, #72716). It only reads, so a second triggerer that runs it too does no harm, and it
+    has nothing to kill: an idle slot has no agent.
+    """
+
+    def __init__(self, send_id: int, poll_s: float = POLL_S) -> None:
+        super().__init__()
+        self.send_id = send_id
+        self.poll_s = poll_s
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "mailfleet_airflow.slot.SlotWaitTrigger", {"send_id": self.send_id, "poll_s": self.poll_s}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        await asyncio.sleep(self.poll_s)
+        while not await asyncio.to_thread(self._worth_a_look):
+            await asyncio.sleep(self.poll_s)
+        yield TriggerEvent({"send_id": self.send_id})
+
+    def _worth_a_look(self) -> bool:
+        from mailer_lib.dispatch.slot import worth_a_look
+
+        engine, _ = installation()
+        return worth_a_look(engine, self.send_id)
