@@ -1,0 +1,96 @@
+"""The body of a variant, as segments: encoded once, joined for each recipient.
+
+    --boundary, text/plain, text/html, --boundary--      all quoted-printable, all in DKIM canonical form
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mailer_lib.message import mime
+from mailer_lib.message.bundle import BundleVariant
+from mailer_lib.message.islands import Island, Islands, Static, TokenSlot, UrlForm, compile_islands
+from mailer_lib.message.language import TemplateLanguage
+
+TokenName = tuple[str, int]  # ("link", 3), ("unsubscribe_url", 0)
+
+_VALUES_CACHED = 8192
+_CACHED_CHARS = 200
+
+
+class Body:
+    """Body and subject of one variant."""
+
+    def __init__(
+        self,
+        variant: BundleVariant,
+        *,
+        html_language: TemplateLanguage,
+        text_language: TemplateLanguage,
+        constants: Mapping[str, Any],
+        urls: Mapping[str, UrlForm],
+        boundary: str,
+    ) -> None:
+        """
+        Raises:
+            jinja2.TemplateSyntaxError, TemplateProblemError: a template can't be used.
+        """
+        self._text = compile_islands(text_language, variant.text, constants, urls)
+        self._html = compile_islands(html_language, variant.html, constants, urls)
+        self._subject = compile_islands(text_language, variant.subject, constants, {})
+        self._segments: list[bytes] = []
+        self._slots: list[tuple[int, TokenName]] = []
+        self._text_places = self._add_part(f"--{boundary}", "text/plain", self._text)
+        self._html_places = self._add_part(f"--{boundary}", "text/html", self._html)
+        self._add_raw(f"--{boundary}--\r\n")
+        self.static_bytes = sum(map(len, self._segments))
+        self.variables = frozenset().union(self._text.variables, self._html.variables, self._subject.variables)
+        self._cache: dict[str, bytes] = {}
+
+    @property
+    def token_names(self) -> tuple[TokenName, ...]:
+        """The tokens that ``build`` wants, each once."""
+        return tuple(dict.fromkeys(name for _, name in self._slots))
+
+    def build(self, variables: dict[str, Any], tokens: Mapping[TokenName, bytes]) -> tuple[str, bytes]:
+        """(subject as rendered, body). Raises what the template raises."""
+        segments = self._segments.copy()
+        for places, islands in ((self._text_places, self._text), (self._html_places, self._html)):
+            for place, value in zip(places, islands.render(variables), strict=True):
+                segments[place] = self._encode(value)
+        for place, name in self._slots:
+            segments[place] = tokens[name]
+        return self._subject.text(variables), b"".join(segments)
+
+    def _encode(self, value: str) -> bytes:
+        cached = self._cache.get(value)
+        if cached is None:
+            cached = mime.quoted_printable_value(value) if value else b""
+            if len(value) <= _CACHED_CHARS:
+                if len(self._cache) >= _VALUES_CACHED:
+                    self._cache.clear()
+                self._cache[value] = cached
+        return cached
+
+    def _add_part(self, delimiter: str, content_type: str, islands: Islands) -> list[int]:
+        self._add_raw(
+            f"{delimiter}\r\nContent-Type: {content_type}; charset=utf-8\r\n"
+            "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
+        )
+        places = []
+        segments = list(islands.segments)
+        ending = segments.pop().text if segments and isinstance(segments[-1], Static) else ""
+        for segment in segments:
+            if isinstance(segment, Static):
+                self._segments.append(mime.quoted_printable(segment.text))
+                continue
+            place = len(self._segments)
+            self._segments.append(b"")
+            if isinstance(segment, Island):
+                places.append(place)
+            else:
+                self._slots.append((place, (segment.name, segment.number)))
+        self._segments.append(mime.quoted_printable(ending, last=True) + b"\r\n")  # this CRLF is the delimiter's
+        return places
+
+    def _add_raw(self, text: str) -> None:
+        self._segments.append(text.encode())

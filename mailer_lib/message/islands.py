@@ -1,0 +1,226 @@
+"""A template as islands in a static sea: what never changes is encoded once, a recipient costs only the rest.
+
+The template is parsed once. Each top-level run of static text becomes a ``Static``; what lies between two of them (one
+expression, or a whole ``{% if %}`` / ``{% for %}`` / ``{% set %}`` … however large) is one ``Island``. In the tree that is
+compiled, static runs are replaced by a NUL, so that one pass of the template gives all islands, in order, by splitting.
+NUL can't come from data (``builder`` strips it), and a NUL made by the template itself is found by counting.
+
+Two kinds of island cost nothing for each recipient: what depends only on the send (``campaign``, ``list_title``,
+``postal_address``) is folded into the static text here, and a bare ``{{ unsubscribe_url }}`` or ``{{ link(3) }}`` becomes
+a ``TokenSlot``, filled without Jinja2.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeGuard
+
+from jinja2 import Template, nodes
+from jinja2.meta import find_undeclared_variables
+from markupsafe import escape
+
+from mailer_lib.message.language import TemplateLanguage
+
+SEPARATOR = "\0"
+_URL_NAMES = frozenset({"unsubscribe_url", "open_pixel_url", "view_url", "link"})
+_UNSTEADY = frozenset({"random", "number", "date"})  # filters whose result depends on more than their arguments
+_STATEMENTS_WITH_EFFECT = (
+    nodes.Assign, nodes.AssignBlock, nodes.Macro, nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends,
+    nodes.Block, nodes.Scope, nodes.ScopedEvalContextModifier, nodes.ExprStmt,
+)  # fmt: skip
+
+
+class TemplateProblemError(ValueError):
+    """A template can't be used; the sentence names the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSlot:
+    """A signed token between two static texts: ``unsubscribe_url``, ``open_pixel_url``, ``view_url`` or link ``number``."""
+
+    name: str
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Island:
+    index: int  # into the values that ``Islands.render`` returns
+
+
+Segment: TypeAlias = Static | TokenSlot | Island
+
+
+@dataclass(frozen=True)
+class Islands:
+    segments: tuple[Segment, ...]
+    render: Callable[[dict[str, Any]], list[str]]  # variables (globals of the language included) → island values
+    variables: frozenset[str]  # what ``render`` looks up
+
+    def text(self, variables: dict[str, Any]) -> str:
+        """The whole as text, for a template that was compiled without token slots."""
+        values = iter(self.render(variables))
+        return "".join(segment.text if isinstance(segment, Static) else next(values) for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class UrlForm:
+    """Where a token stands in its URL: ``before + token + after``."""
+
+    before: str
+    after: str = ""
+
+
+def compile_islands(
+    language: TemplateLanguage,
+    source: str,
+    constants: Mapping[str, Any],
+    urls: Mapping[str, UrlForm],
+) -> Islands:
+    """Take ``source`` apart. ``constants`` are the variables that are the same for every recipient of the send; with
+    empty ``urls`` there are no token slots.
+
+    Raises:
+        jinja2.TemplateSyntaxError: with the line.
+        TemplateProblemError: a NUL in the source.
+    """
+    if SEPARATOR in source:
+        raise TemplateProblemError("the template holds a NUL character; remove it")
+    tree = language.parse(source)
+    stored = _stored_names(tree)
+    steady = _Steady(language, constants, stored)
+    direct = bool(urls) and not (stored & _URL_NAMES)
+
+    segments: list[Segment] = []
+    body: list[nodes.Node] = []
+    open_island: list[nodes.Node] = []
+    count = 0
+
+    def close() -> None:
+        nonlocal count
+        if open_island:
+            if count:
+                body.append(nodes.Output([nodes.TemplateData(SEPARATOR)]))
+            body.extend(open_island)
+            open_island.clear()
+            segments.append(Island(count))
+            count += 1
+
+    def add_static(text: str) -> None:
+        if not text:
+            return
+        close()
+        if segments and isinstance(last := segments[-1], Static):
+            segments[-1] = Static(last.text + text)
+        else:
+            segments.append(Static(text))
+
+    for node in _pieces(tree):
+        if _is_data(node):
+            add_static(node.nodes[0].data)
+        elif (folded := steady.text(node)) is not None:
+            add_static(folded)
+        elif direct and (slot := _token_slot(node)) is not None:
+            form = urls[slot.name]
+            quote = escape if language.autoescape else str
+            add_static(str(quote(form.before)))
+            segments.append(slot)
+            add_static(str(quote(form.after)))
+        else:
+            open_island.append(node)
+    close()
+
+    tree.body = body
+    tree.set_environment(language)
+    used = frozenset(find_undeclared_variables(tree)) if count else frozenset()
+    return Islands(tuple(segments), _renderer(language, tree, count), used)
+
+
+def _pieces(tree: nodes.Template) -> list[nodes.Node]:
+    """The top level, with each ``Output`` split into its parts; a child of another template stays whole."""
+    if any(isinstance(node, nodes.Extends) for node in tree.body):
+        return list(tree.body)
+    pieces: list[nodes.Node] = []
+    for node in tree.body:
+        if isinstance(node, nodes.Output):
+            pieces += [nodes.Output([part], lineno=part.lineno) for part in node.nodes]
+        else:
+            pieces.append(node)
+    return pieces
+
+
+def _is_data(node: nodes.Node) -> TypeGuard[nodes.Output]:
+    return isinstance(node, nodes.Output) and isinstance(node.nodes[0], nodes.TemplateData)
+
+
+def _token_slot(node: nodes.Node) -> TokenSlot | None:
+    if not isinstance(node, nodes.Output):
+        return None
+    expression = node.nodes[0]
+    if isinstance(expression, nodes.Name) and expression.name in _URL_NAMES - {"link"}:
+        return TokenSlot(expression.name)
+    if (
+        isinstance(expression, nodes.Call)
+        and isinstance(expression.node, nodes.Name)
+        and expression.node.name == "link"
+        and len(expression.args) == 1
+        and not expression.kwargs
+        and isinstance(expression.args[0], nodes.Const)
+        and type(expression.args[0].value) is int
+    ):
+        return TokenSlot("link", expression.args[0].value)
+    return None
+
+
+def _stored_names(tree: nodes.Template) -> frozenset[str]:
+    """Every name that the template gives a meaning of its own anywhere."""
+    names = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+    names |= {macro.name for macro in tree.find_all(nodes.Macro)}
+    names |= {imported.target for imported in tree.find_all(nodes.Import)}
+    for imported in tree.find_all(nodes.FromImport):
+        names |= {name if isinstance(name, str) else name[1] for name in imported.names}
+    return frozenset(names)
+
+
+class _Steady:
+    """Evaluates, once, what depends on nothing but the send."""
+
+    def __init__(self, language: TemplateLanguage, constants: Mapping[str, Any], stored: frozenset[str]) -> None:
+        self.language = language
+        self.constants = {name: value for name, value in constants.items() if name not in stored}
+        self._changed = stored & language.globals.keys()
+
+    def text(self, node: nodes.Node) -> str | None:
+        if isinstance(node, _STATEMENTS_WITH_EFFECT) or node.find(_STATEMENTS_WITH_EFFECT) is not None:
+            return None
+        if any(part.name in _UNSTEADY for part in node.find_all(nodes.Filter)):
+            return None
+        if self._changed and any(name.name in self._changed for name in node.find_all(nodes.Name)):
+            return None
+        whole = nodes.Template([node], lineno=1).set_environment(self.language)
+        if not find_undeclared_variables(whole) <= self.constants.keys():
+            return None
+        try:
+            template = Template.from_code(self.language, self.language.compile(whole), dict(self.language.globals))
+            text = template.render(self.constants)
+        except Exception:  # noqa: BLE001 - whatever it is, it is raised again for a recipient, where it has a name
+            return None
+        return None if SEPARATOR in text else text
+
+
+def _renderer(language: TemplateLanguage, tree: nodes.Template, count: int) -> Callable[[dict[str, Any]], list[str]]:
+    if not count:
+        return lambda variables: []
+    template = Template.from_code(language, language.compile(tree), {})
+    root, new_context = template.root_render_func, template.new_context
+
+    def render(variables: dict[str, Any]) -> list[str]:
+        values = "".join(root(new_context(variables, shared=True))).split(SEPARATOR)
+        if len(values) != count:
+            raise TemplateProblemError("the template made a NUL character")
+        return values
+
+    return render
