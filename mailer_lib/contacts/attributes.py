@@ -42,7 +42,7 @@ class AttributeKeyError(ValueError):
     """A key or a declaration that can't be."""
 
 
-class ValueProblem(ValueError):
+class ValueProblemError(ValueError):
     """A text that isn't a value of the declared type; the sentence doesn't repeat the text."""
 
 
@@ -53,7 +53,9 @@ def declare(connection: Connection, key: str, type_: AttributeType, label: str |
         AttributeKeyError: not a possible key, or declared with another type (values of that type may be stored already).
     """
     if _KEY.fullmatch(key) is None:
-        raise AttributeKeyError(f"{key!r} can't be the key of an attribute: a lower-case letter, then letters, digits, _; at most 64")
+        raise AttributeKeyError(
+            f"{key!r} can't be the key of an attribute: a lower-case letter, then letters, digits, _; at most 64"
+        )
     if key in RESERVED:
         raise AttributeKeyError(f"{key!r} is a field that every contact has; choose another key")
     existing = declared(connection).get(key)
@@ -67,7 +69,9 @@ def declare(connection: Connection, key: str, type_: AttributeType, label: str |
         except IntegrityError:  # somebody else declared it a moment ago
             existing = declared(connection)[key]
     if existing is not type_:
-        raise AttributeKeyError(f"attribute {key!r} is declared as {existing.value} already; it can't become {type_.value}")
+        raise AttributeKeyError(
+            f"attribute {key!r} is declared as {existing.value} already; it can't become {type_.value}"
+        )
     return False
 
 
@@ -94,19 +98,19 @@ def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     """Text in NFC on one line: white space, line breaks included, becomes single spaces.
 
     Raises:
-        ValueProblem: too long, or with control characters.
+        ValueProblemError: too long, or with control characters.
     """
     if text.isascii():
         if text.isprintable():
             cleaned = text.strip() if "  " not in text else " ".join(text.split())
             if len(cleaned) > limit:
-                raise ValueProblem(f"it is longer than {limit} characters")
+                raise ValueProblemError(f"it is longer than {limit} characters")
             return cleaned
     cleaned = " ".join(unicodedata.normalize("NFC", text).split())
     if _CONTROL.search(cleaned):
-        raise ValueProblem("there is a control character in it")
+        raise ValueProblemError("there is a control character in it")
     if len(cleaned) > limit:
-        raise ValueProblem(f"it is longer than {limit} characters")
+        raise ValueProblemError(f"it is longer than {limit} characters")
     return cleaned
 
 
@@ -114,10 +118,10 @@ def parse_number(text: str) -> float | int:
     """Digits with a decimal point; no thousands separators, because 1.234 and 1,234 mean different things elsewhere."""
     text = text.strip()
     if _NUMBER.fullmatch(text) is None:
-        raise ValueProblem("it is not a number like 1234.5 (a decimal point, no thousands separator)")
+        raise ValueProblemError("it is not a number like 1234.5 (a decimal point, no thousands separator)")
     number: float | int = float(text) if "." in text else int(text)
     if not math.isfinite(number):
-        raise ValueProblem("it is not a finite number")
+        raise ValueProblemError("it is not a finite number")
     return number
 
 
@@ -127,7 +131,7 @@ def parse_boolean(text: str) -> bool:
         return True
     if word in _FALSE:
         return False
-    raise ValueProblem("it is neither yes nor no")
+    raise ValueProblemError("it is neither yes nor no")
 
 
 def parse_date(text: str) -> str:
@@ -137,11 +141,11 @@ def parse_date(text: str) -> str:
     if german is not None:
         text = f"{german[3]}-{int(german[2]):02}-{int(german[1]):02}"
     elif _ISO_DATE.fullmatch(text) is None:
-        raise ValueProblem("it is not a date like 2024-12-31")
+        raise ValueProblemError("it is not a date like 2024-12-31")
     try:
         return date.fromisoformat(text).isoformat()
     except ValueError:
-        raise ValueProblem("there is no such day in the calendar") from None
+        raise ValueProblemError("there is no such day in the calendar") from None
 
 
 _PARSERS: dict[AttributeType, Callable[[str], Value]] = {
@@ -153,5 +157,5 @@ _PARSERS: dict[AttributeType, Callable[[str], Value]] = {
 
 
 def parser_of(type_: AttributeType) -> Callable[[str], Value]:
-    """The function that reads a non-empty text as this type, or raises ``ValueProblem``. Dates become ISO 8601 text."""
+    """The function that reads a non-empty text as this type, or raises ``ValueProblemError``. Dates become ISO 8601 text."""
     return _PARSERS[type_]

@@ -52,7 +52,9 @@ def ensure_list(connection: Connection, name: str, title: str) -> int:
     if found is not None:
         return int(found)
     if _NAME.fullmatch(name) is None:
-        raise ListError(f"{name!r} can't be the name of a list: lower-case letters, digits, dot, hyphen, underscore; at most 64")
+        raise ListError(
+            f"{name!r} can't be the name of a list: lower-case letters, digits, dot, hyphen, underscore; at most 64"
+        )
     title = " ".join(title.split())
     if not title or len(title) > MAX_TITLE or not title.isprintable():
         raise ListError(f"the title of list {name!r} must have 1 to {MAX_TITLE} printable characters")

@@ -52,10 +52,18 @@ _DOMAINS: dict[str, tuple[str, ...]] = {
     "docomo": ("docomo.ne.jp",),
     "rediff": ("rediffmail.com",),
 }
+PROVIDERS = frozenset({*_DOMAINS, OTHER})
 _BY_DOMAIN = {domain: provider for provider, domains in _DOMAINS.items() for domain in domains}
 
 # National variants: yahoo.co.uk, hotmail.fr, outlook.de, live.nl, aol.de …
-_BY_FIRST_LABEL = {"yahoo": "yahoo", "ymail": "yahoo", "hotmail": "outlook", "outlook": "outlook", "live": "outlook", "aol": "aol"}
+_BY_FIRST_LABEL = {
+    "yahoo": "yahoo",
+    "ymail": "yahoo",
+    "hotmail": "outlook",
+    "outlook": "outlook",
+    "live": "outlook",
+    "aol": "aol",
+}
 _NATIONAL = frozenset({"com", "co", "org", "ne"})
 
 

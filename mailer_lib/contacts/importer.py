@@ -1,0 +1,246 @@
+"""Import a file of contacts with their consent: streaming, in short transactions, the same result when run twice.
+
+Each batch is one transaction: contacts, subscriptions, evidence and lifted suppressions stand or fall together, so an
+import that was killed is simply run again. Rows that can't be imported go to a rejects file; the others go on. Memory
+is one batch, and eight bytes an address to count duplicates.
+
+What an empty cell says: nothing; it erases no value that is there. Of two rows with one address the last one wins.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+
+from mailer_lib.contacts.attributes import ValueProblemError, declared
+from mailer_lib.contacts.batch import Batch, BatchCounts, ImportScope, store
+from mailer_lib.contacts.columns import ColumnMap, Field, MappingError, map_columns
+from mailer_lib.contacts.csv_source import BadRecord, CsvSource, open_csv
+from mailer_lib.contacts.lists import list_id
+from mailer_lib.contacts.precedence import KeptOut
+from mailer_lib.contacts.rejects import RejectsWriter, rejects_path
+from mailer_lib.contacts.rows import ConsentDefaults, RowParser, RowProblemError, parse_moment
+from mailer_lib.contacts.seen import SeenHashes
+from mailer_lib.database import audit
+from mailer_lib.database.bulk import is_deadlock
+from mailer_lib.database.engine import now, read, write
+from mailer_lib.settings import Settings
+from mailer_lib.terms import AttributeType, SubscriptionState
+
+BATCH_ROWS = 2000  # about 0.15 s of a write lock on SQLite
+DEADLOCK_ATTEMPTS = 6
+
+ProgressCall = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the operator says about a file."""
+
+    list_name: str
+    consent: SubscriptionState  # CONFIRMED, or PENDING: double opt-in, a confirmation mail is due
+    columns: Mapping[str, str] = field(default_factory=dict)  # column → columns.Field
+    attributes: Mapping[str, str] = field(default_factory=dict)  # column → attribute key
+    consent_at: str | None = None  # a column, or one date and time for all
+    consent_source: str | None = None  # where they signed up; a column, or a text; the file's name by default
+    consent_wording: str | None = None  # a column, or a text
+    consent_ip: str | None = None  # a column
+    encoding: str = "utf-8"
+    delimiter: str | None = None
+    batch_rows: int = BATCH_ROWS
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of the rows: ``rows = new + updated + unchanged + duplicates + rejected + kept_out[ERASED]``."""
+
+    rows: int = 0
+    new: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicates: int = 0  # rows whose address had come before in this file
+    rejected: int = 0
+    confirmed: int = 0  # people of this file who get the list's mail
+    pending: int = 0  # people of this file who are asked for confirmation first
+    kept_out: Mapping[KeptOut, int] = field(default_factory=dict)  # people whose refusal or suppression stands
+    rejects: Path | None = None
+    ignored_columns: tuple[str, ...] = ()
+    undated: int = 0  # people whose consent has no date: it can't be newer than any refusal
+
+
+class ConsentOptionError(ValueError):
+    """What is said about the consent can't be."""
+
+
+def import_contacts(
+    engine: Engine,
+    settings: Settings,
+    path: Path,
+    options: ImportOptions,
+    progress: ProgressCall | None = None,
+    actor: str = "import",
+) -> ImportReport:
+    """Import ``path`` into the list. ``progress`` gets rows read, and how many there will be at this rate.
+
+    Raises:
+        ListError, MappingError, AttributeKeyError, CsvError, ConsentOptionError, OSError: before anything is stored;
+            the sentence says what to do. CsvError and OSError can also come later: what was imported stays.
+    """
+    if options.consent is SubscriptionState.UNSUBSCRIBED:
+        raise ConsentOptionError(
+            "an import brings confirmed or pending consent; to take people off: contacts unsubscribe"
+        )
+    started = now()
+    identity = settings.identity()
+    with read(engine) as connection:
+        target = list_id(connection, options.list_name)
+        types = declared(connection)
+    with open_csv(path, options.encoding, options.delimiter) as source:
+        columns, defaults = _columns_and_defaults(path, source, options, types)
+        parser = RowParser(columns, types, defaults, started)
+        scope = ImportScope(target, options.consent is SubscriptionState.PENDING, started)
+        with write(engine) as connection:
+            audit.record(connection, actor, "contacts.import.begin", f"list:{options.list_name}", {"file": path.name})
+        with RejectsWriter(
+            rejects_path(settings.storage, path, started), source.header, source.encoding, source.delimiter
+        ) as rejects:
+            run = _Run(engine, scope, SeenHashes(), identity.address_hash)
+            rows = _read_all(source, parser, rejects, run, options.batch_rows, progress)
+        report = run.report(rows, rejects.rows, rejects.path if rejects.rows else None, columns.ignored)
+    with write(engine) as connection:
+        audit.record(connection, actor, "contacts.import", f"list:{options.list_name}", _audit_detail(path, report))
+    return report
+
+
+def _read_all(
+    source: CsvSource,
+    parser: RowParser,
+    rejects: RejectsWriter,
+    run: "_Run",
+    batch_rows: int,
+    progress: ProgressCall | None,
+) -> int:
+    """Read the whole file in batches; returns the number of its rows."""
+    rows = 0
+    for item in source:
+        rows += 1
+        if isinstance(item, BadRecord):
+            rejects.write(item.line, "", item.reason, item.cells, item.raw)
+            continue
+        try:
+            run.batch.add(parser.parse(item.cells))
+        except RowProblemError as problem:
+            rejects.write(item.line, problem.column, str(problem), item.cells)
+            continue
+        if run.batch.rows >= batch_rows:
+            run.flush()
+            if progress is not None:
+                progress(rows, max(rows, rows * source.size // max(source.bytes_read, 1)))
+    run.flush()
+    if progress is not None:
+        progress(rows, rows)
+    return rows
+
+
+class _Run:
+    """The batch at hand and the counts of those before it."""
+
+    def __init__(
+        self, engine: Engine, scope: ImportScope, seen: SeenHashes, address_hash: Callable[[str], bytes]
+    ) -> None:
+        self._engine = engine
+        self._scope = scope
+        self._seen = seen
+        self._address_hash = address_hash
+        self._counts: Counter[str] = Counter()
+        self._kept_out: Counter[KeptOut] = Counter()
+        self.batch = Batch(address_hash)
+
+    def flush(self) -> None:
+        batch, self.batch = self.batch, Batch(self._address_hash)
+        if not batch.drafts:
+            return
+        hashes = list(batch.drafts)
+        known = {h for h, before in zip(hashes, self._seen.add(hashes), strict=True) if before}
+        counts = self._store(batch, known)
+        self._counts.update(
+            new=counts.new, updated=counts.updated, unchanged=counts.unchanged, confirmed=counts.confirmed,
+            pending=counts.pending, undated=counts.undated, duplicates=batch.rows - len(hashes) + len(known),
+        )  # fmt: skip
+        self._kept_out.update(counts.kept_out)
+
+    def _store(self, batch: Batch, known: set[bytes]) -> BatchCounts:
+        for attempt in range(1, DEADLOCK_ATTEMPTS + 1):
+            try:
+                with write(self._engine) as connection:
+                    return store(connection, self._scope, batch, known)
+            except OperationalError as error:
+                if attempt == DEADLOCK_ATTEMPTS or not is_deadlock(error):
+                    raise
+        raise AssertionError("unreachable")
+
+    def report(self, rows: int, rejected: int, rejects: Path | None, ignored: Sequence[str]) -> ImportReport:
+        c = self._counts
+        return ImportReport(
+            rows, c["new"], c["updated"], c["unchanged"], c["duplicates"], rejected, c["confirmed"], c["pending"],
+            dict(self._kept_out), rejects, tuple(ignored), c["undated"],
+        )  # fmt: skip
+
+
+def _columns_and_defaults(
+    path: Path, source: CsvSource, options: ImportOptions, types: dict[str, AttributeType]
+) -> tuple[ColumnMap, ConsentDefaults]:
+    mapped = dict(options.columns)
+    at: datetime | None = None
+    texts: dict[Field, str | None] = {Field.CONSENT_SOURCE: None, Field.CONSENT_WORDING: None}
+    if options.consent_at is not None:
+        if options.consent_at in source.header:
+            mapped[options.consent_at] = Field.CONSENT_AT.value
+        else:
+            at = _fixed_moment(path, options.consent_at)
+    for wanted, said in (
+        (Field.CONSENT_SOURCE, options.consent_source),
+        (Field.CONSENT_WORDING, options.consent_wording),
+    ):
+        if said is not None and said in source.header:
+            mapped[said] = wanted.value
+        else:
+            texts[wanted] = said
+    if options.consent_ip is not None:
+        mapped[options.consent_ip] = Field.CONSENT_IP.value
+    columns = map_columns(str(path), source.header, types, mapped, options.attributes)
+    if at is not None and Field.CONSENT_AT in columns.fields and Field.CONSENT_AT.value not in mapped.values():
+        columns = _without(columns, Field.CONSENT_AT)  # one date for all was said: a look-alike column doesn't count
+    source_text = texts[Field.CONSENT_SOURCE] or path.name
+    return columns, ConsentDefaults(at, source_text[:200], texts[Field.CONSENT_WORDING])
+
+
+def _without(columns: ColumnMap, dropped: Field) -> ColumnMap:
+    fields = {f: index for f, index in columns.fields.items() if f is not dropped}
+    ignored = (*columns.ignored, columns.header[columns.fields[dropped]])
+    return ColumnMap(columns.header, fields, columns.attributes, ignored)
+
+
+def _fixed_moment(path: Path, text: str) -> datetime:
+    try:
+        moment = parse_moment(text)
+    except ValueProblemError:
+        raise MappingError(
+            f"--consent-at {text!r} is neither a column of {path} nor a date and time like 2024-12-31 18:00"
+        ) from None
+    if moment > now():
+        raise ConsentOptionError(f"--consent-at {text!r} lies in the future")
+    return moment
+
+
+def _audit_detail(path: Path, report: ImportReport) -> dict[str, object]:
+    return {
+        "file": path.name, "rows": report.rows, "new": report.new, "updated": report.updated,
+        "unchanged": report.unchanged, "duplicates": report.duplicates, "rejected": report.rejected,
+        "confirmed": report.confirmed, "pending": report.pending,
+        "kept_out": {reason.value: count for reason, count in report.kept_out.items()},
+    }  # fmt: skip
