@@ -50,8 +50,8 @@ def _store(engine: Engine, send_id: int, digest: str, approver: str) -> None:
         send = get_send(connection, send_id)
         if digest != present_digest(connection, send_id):
             raise ApprovalError(
-                f"the message or the recipients of {send.ref} changed after this approval was asked for, so it is void; "
-                "look at the new summary and approve that"
+                f"the message or the recipients of {send.ref} changed after this approval was asked for, so it is "
+                "void; look at the new summary and approve that"
             )
         given = still_valid(send.approval_digest, send.approved_at, digest, at)
         if given and send.state in (SendState.APPROVED, SendState.RUNNING):
@@ -77,7 +77,9 @@ def require_valid(engine: Engine, send_id: int) -> None:
     if send.approval_digest is None or send.approved_at is None:
         raise ApprovalError(f"{send.ref} isn't approved")
     if send.approval_digest != present:
-        raise ApprovalError(f"the message or the recipients of {send.ref} changed after {send.approved_by} approved it; ask again")
+        raise ApprovalError(
+            f"the message or the recipients of {send.ref} changed after {send.approved_by} approved it; ask again"
+        )
     if not still_valid(send.approval_digest, send.approved_at, present, now()):
         raise ApprovalError(f"the approval of {send.ref} by {send.approved_by} is older than 24 h; ask again")
 

@@ -1,24 +1,23 @@
 """Leases and grants: which server may send which rows, decided by the database and by no clock.
 
-A shard is leased under an *epoch*: one UPDATE guarded by the shard's state and epoch makes it so, or changes no row. Rows
-are handed to an agent only after ``granted_through`` was stored here. Every change below is one short transaction whose
-guard is its WHERE clause, so it doesn't matter who else is at work, or twice at work.
+A shard is leased under an *epoch*: one UPDATE guarded by the shard's state and epoch makes it so, or changes no row.
+Rows are handed to an agent only after ``granted_through`` was stored here. Every change below is one short transaction
+whose guard is its WHERE clause, so it doesn't matter who else is at work, or twice at work.
 
-Invariant of every lease that ended: the sum of its outcomes is ``granted_through - first_row``; and the leases of a
-settled shard cover its rows exactly once.
+Invariants: a lease that ended has ``granted_through - first_row`` outcomes; the leases of a shard follow each other
+without gap or overlap, the newest one alone can grow; the leases of a settled shard cover its rows exactly once.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, and_, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import dispatch_servers, leases, rollups_hourly, sends, shards, snapshots
+from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
 from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ServerState, ShardState
 
 MAY_TAKE = (ServerState.ACTIVE, ServerState.WARMING)
@@ -71,17 +70,8 @@ class Lease:
         return f"{self.shard:04d}.p{self.phase}.e{self.epoch}.ledger"
 
 
-@dataclass(frozen=True)
-class Tally:
-    """What one ledger delta adds: outcomes and deferrals, and the same by (variant, provider, hour, metric)."""
-
-    counts: Mapping[Outcome, int] = field(default_factory=dict)
-    deferrals: int = 0
-    rollups: Mapping[tuple[int, str, datetime, str], int] = field(default_factory=dict)
-
-
 def next_grant(
-    rows: int, granted_through: int, settled_through: int, per_s: float, grant_s: float, elsewhere: int = 0
+    rows: int, granted_through: int, settled_through: int, *, per_s: float, grant_s: float, elsewhere: int = 0
 ) -> int:
     """The new ``granted_through`` of a lease: what is granted and not settled covers ``grant_s`` of sending.
 
@@ -103,7 +93,7 @@ def next_grant(
 
 
 def _select() -> Any:
-    return select(
+    columns = select(
         leases,
         shards.c.number.label("shard"),
         shards.c.path.label("shard_path"),
@@ -111,7 +101,9 @@ def _select() -> Any:
         shards.c.sha256,
         snapshots.c.path.label("snapshot_path"),
         snapshots.c.phase,
-    ).join_from(leases, shards, leases.c.shard_id == shards.c.id).join(snapshots, shards.c.snapshot_id == snapshots.c.id)
+    )
+    of_shards = columns.join_from(leases, shards, leases.c.shard_id == shards.c.id)
+    return of_shards.join(snapshots, shards.c.snapshot_id == snapshots.c.id)
 
 
 def _lease(row: Any) -> Lease:
@@ -216,7 +208,8 @@ def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease
                 return None
             for shard in candidates:
                 if _claim_shard(connection, shard.id, shard.epoch):
-                    return _insert(connection, send_id, shard.id, shard.epoch + 1, server_id, slot, shard.next_row, shard.next_row)
+                    rows = (shard.next_row, shard.next_row)  # nothing is granted yet
+                    return _insert(connection, send_id, shard, rows, server_id=server_id, slot=slot)
 
     return transact(engine, work)
 
@@ -231,7 +224,7 @@ def take_central(engine: Engine, shard_id: int) -> Lease | None:
         if shard is None or not _claim_shard(connection, shard.id, shard.epoch):
             return None
         connection.execute(update(shards).where(shards.c.id == shard.id).values(next_row=shard.rows))
-        return _insert(connection, shard.send_id, shard.id, shard.epoch + 1, None, 0, shard.next_row, shard.rows)
+        return _insert(connection, shard.send_id, shard, (shard.next_row, shard.rows), server_id=None, slot=0)
 
     return transact(engine, work)
 
@@ -244,25 +237,18 @@ def _claim_shard(connection: Connection, shard_id: int, epoch: int) -> bool:
 
 
 def _insert(
-    connection: Connection,
-    send_id: int,
-    shard_id: int,
-    epoch: int,
-    server_id: int | None,
-    slot: int,
-    first_row: int,
-    granted_through: int,
+    connection: Connection, send_id: int, shard: Any, rows: tuple[int, int], *, server_id: int | None, slot: int
 ) -> Lease:
     made = connection.execute(
         insert(leases).values(
-            shard_id=shard_id,
+            shard_id=shard.id,
             send_id=send_id,
-            epoch=epoch,
+            epoch=shard.epoch + 1,
             server_id=server_id,
             slot=slot,
             state=LeaseState.ACTIVE,
-            first_row=first_row,
-            granted_through=granted_through,
+            first_row=rows[0],
+            granted_through=rows[1],
             created_at=now(),
         )
     ).inserted_primary_key
@@ -279,7 +265,8 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
     """
     if not lease.granted_through <= granted_through <= lease.shard_rows:
         raise ValueError(
-            f"a grant of {lease.ledger_name} can't go from {lease.granted_through} to {granted_through} of {lease.shard_rows}"
+            f"a grant of {lease.ledger_name} can't go from {lease.granted_through} to {granted_through} "
+            f"of {lease.shard_rows}"
         )
 
     def work(connection: Connection) -> None:
@@ -295,7 +282,9 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
             connection,
             update(leases)
             .where(
-                leases.c.id == lease.id, leases.c.state == LeaseState.ACTIVE, leases.c.granted_through <= granted_through
+                leases.c.id == lease.id,
+                leases.c.state == LeaseState.ACTIVE,
+                leases.c.granted_through <= granted_through,
             )
             .values(granted_through=granted_through),
             gone,
@@ -304,162 +293,107 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
     transact(engine, work)
 
 
-# --- accounting -------------------------------------------------------------------------------------------------------
-
-
-def record_progress(
-    engine: Engine,
-    lease: Lease,
-    ledger_bytes: int,
-    tally: Tally,
-    also: Callable[[Connection], None] | None = None,
-) -> None:
-    """Account for the ledger's bytes from ``lease.ledger_bytes`` to ``ledger_bytes``, exactly once.
-
-    Counters, roll-ups and ``ledger_bytes`` change in one transaction, guarded by the old ``ledger_bytes``: who reads the
-    same bytes a second time changes nothing. ``also`` runs in the same transaction (suppressions of dead mailboxes).
-
-    Raises:
-        LeaseLostError: somebody else accounted for these bytes, or the lease ended; read the lease again.
-    """
-
-    def work(connection: Connection) -> None:
-        values: dict[str, Any] = {o.value: leases.c[o.value] + n for o, n in tally.counts.items() if n}
-        if tally.deferrals:
-            values["deferrals"] = leases.c.deferrals + tally.deferrals
-        _one(
-            connection,
-            update(leases)
-            .where(
-                leases.c.id == lease.id,
-                leases.c.state == LeaseState.ACTIVE,
-                leases.c.ledger_bytes == lease.ledger_bytes,
-            )
-            .values(ledger_bytes=ledger_bytes, synced_at=now(), **values),
-            f"{lease.ledger_name} was accounted for by another process, or ended",
-        )
-        add_rollups(connection, lease, tally)
-        if also is not None:
-            also(connection)
-
-    transact(engine, work)
-
-
-def add_rollups(connection: Connection, lease: Lease, tally: Tally) -> None:
-    """Add a tally to the hourly roll-ups of the lease's send and server (0: central)."""
-    table = rollups_hourly
-    for (variant, provider, hour, metric), count in sorted(tally.rollups.items()):
-        key = {
-            "send_id": lease.send_id,
-            "variant": variant,
-            "provider": provider,
-            "server_id": lease.server_id or 0,
-            "hour": hour,
-            "metric": metric,
-        }
-        same = and_(*(table.c[name] == value for name, value in key.items()))
-        if connection.execute(update(table).where(same).values(count=table.c.count + count)).rowcount == 0:
-            connection.execute(insert(table).values(**key, count=count))
-    if tally.counts.get(Outcome.INJECTED):
-        first = and_(sends.c.id == lease.send_id, sends.c.first_injected_at.is_(None))
-        if connection.scalar(select(sends.c.id).where(first)) is not None:
-            connection.execute(update(sends).where(first).values(first_injected_at=now()))
-
-
 # --- ending -----------------------------------------------------------------------------------------------------------
 
 
+def hand_back(engine: Engine, lease: Lease) -> bool:
+    """Open the rows that were never granted to other slots, while the lease goes on to settle those that were: its slot
+    stops, or its server drains. Returns whether there was something to give. The lease gets no further grant.
+    """
+
+    def work(connection: Connection) -> bool:
+        mine = _newest_epoch(lease) & (shards.c.next_row < shards.c.rows)
+        return connection.execute(update(shards).where(mine).values(state=ShardState.OPEN)).rowcount == 1
+
+    return transact(engine, work)
+
+
 def settle_lease(engine: Engine, lease_id: int) -> ShardState:
-    """End a lease whose granted rows all have outcomes. Its shard is settled, or open again from the first row that was
-    never granted (the slot gave the rest back). Doing it twice is the same as once.
+    """End a lease whose granted rows all have outcomes; returns the state of its shard: settled when every row has one,
+    open when rows were never granted, leased while another lease of it is at work. Twice is the same as once.
 
     Raises:
         LeaseLostError: rows without an outcome, or the lease was lost.
     """
 
     def work(connection: Connection) -> ShardState:
+        _lock_shard_of(connection, lease_id)
         lease = get_lease(connection, lease_id)
-        if lease.state == LeaseState.SETTLED:
-            state = connection.scalar(select(shards.c.state).where(shards.c.id == lease.shard_id))
-            return ShardState(str(state))
+        if lease.state == LeaseState.LOST:
+            raise LeaseLostError(f"{lease.ledger_name} was lost; it can't be settled")
         if lease.settled != lease.granted:
             raise LeaseLostError(
-                f"{lease.ledger_name} has outcomes for {lease.settled} of {lease.granted} granted rows; it can't be settled"
+                f"{lease.ledger_name} has outcomes for {lease.settled} of {lease.granted} granted rows, so it can't be "
+                "settled"
             )
-        end_lease(connection, lease, LeaseState.SETTLED)
-        state = ShardState.SETTLED if lease.granted_through == lease.shard_rows else ShardState.OPEN
-        _give_back(connection, lease, state)
-        return state
+        _end(connection, lease, LeaseState.SETTLED)
+        return _shard_after(connection, lease)
 
     return transact(engine, work)
 
 
 def lose_lease(engine: Engine, lease_id: int) -> Lease:
     """Give up a lease whose server is gone for good. From here its rows that were never granted are open to others, and
-    nothing more is granted or accounted under its epoch; ``loss.py`` then writes what is unknown into its ledger.
+    nothing more is granted or accounted under its epoch; ``loss.py`` then books what is unknown.
 
     Raises:
         LeaseLostError: the lease had been settled.
     """
 
     def work(connection: Connection) -> Lease:
+        _lock_shard_of(connection, lease_id)
         lease = get_lease(connection, lease_id)
-        if lease.state == LeaseState.LOST:
-            return lease
-        end_lease(connection, lease, LeaseState.LOST)
-        rest = ShardState.OPEN if lease.granted_through < lease.shard_rows else ShardState.LEASED
-        _give_back(connection, lease, rest)  # stays LEASED until its unknown rows are booked
+        if lease.state == LeaseState.SETTLED:
+            raise LeaseLostError(f"{lease.ledger_name} was settled; there is nothing to lose")
+        _end(connection, lease, LeaseState.LOST)
+        _shard_after(connection, lease)
         return get_lease(connection, lease_id)
 
     return transact(engine, work)
 
 
-def book_lost(engine: Engine, lease: Lease, ledger_bytes: int, tally: Tally) -> None:
-    """Note the unknown rows of a lost lease, once; its shard is settled when no row of it is left to send."""
-
-    def work(connection: Connection) -> None:
-        values: dict[str, Any] = {o.value: leases.c[o.value] + n for o, n in tally.counts.items() if n}
-        same = and_(
-            leases.c.id == lease.id, leases.c.state == LeaseState.LOST, leases.c.ledger_bytes == lease.ledger_bytes
-        )
-        if lease.ledger_bytes != ledger_bytes:
-            changed = update(leases).where(same).values(ledger_bytes=ledger_bytes, **values)
-            _one(connection, changed, f"{lease.ledger_name} was booked by another process")
-            add_rollups(connection, lease, tally)
-        if lease.granted_through == lease.shard_rows:
-            connection.execute(
-                update(shards)
-                .where(
-                    shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED
-                )
-                .values(state=ShardState.SETTLED)
-            )
-
-    transact(engine, work)
+def settle_shard_of(connection: Connection, lease: Lease) -> None:
+    """After a lost lease was booked: its shard may be settled now."""
+    _lock_shard_of(connection, lease.id)
+    _shard_after(connection, lease)
 
 
-def end_lease(connection: Connection, lease: Lease, state: LeaseState) -> None:
-    _one(
-        connection,
-        update(leases)
-        .where(
-            leases.c.id == lease.id,
-            leases.c.state == LeaseState.ACTIVE,
-            leases.c.granted_through == lease.granted_through,
-        )
-        .values(state=state, ended_at=now()),
-        f"{lease.ledger_name} was changed by another process at this moment",
+def _newest_epoch(lease: Lease) -> Any:
+    return and_(shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED)
+
+
+def _lock_shard_of(connection: Connection, lease_id: int) -> None:
+    """Two leases of one shard that end at the same moment must see each other: the shard's row is their lock."""
+    shard_id = select(leases.c.shard_id).where(leases.c.id == lease_id).scalar_subquery()
+    connection.execute(update(shards).where(shards.c.id == shard_id).values(next_row=shards.c.next_row))
+
+
+def _end(connection: Connection, lease: Lease, state: LeaseState) -> None:
+    if lease.state == state:
+        return
+    unchanged = and_(
+        leases.c.id == lease.id,
+        leases.c.state == LeaseState.ACTIVE,
+        leases.c.granted_through == lease.granted_through,
+        leases.c.ledger_bytes == lease.ledger_bytes,
     )
+    changed = update(leases).where(unchanged).values(state=state, ended_at=now())
+    _one(connection, changed, f"{lease.ledger_name} was changed by another process at this moment")
 
 
-def _give_back(connection: Connection, lease: Lease, state: ShardState) -> None:
-    _one(
-        connection,
-        update(shards)
-        .where(shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED)
-        .values(state=state, next_row=lease.granted_through),
-        f"{lease.ledger_name}: the shard went on to another epoch",
+def _shard_after(connection: Connection, lease: Lease) -> ShardState:
+    """The shard's state after ``lease`` ended, with the shard's row locked."""
+    if lease.granted_through < lease.shard_rows:
+        connection.execute(update(shards).where(_newest_epoch(lease)).values(state=ShardState.OPEN))
+    outcomes = sum((leases.c[outcome.value] for outcome in Outcome), start=literal(0))
+    with_outcome = connection.scalar(select(func.sum(outcomes)).where(leases.c.shard_id == lease.shard_id)) or 0
+    at_work = connection.scalar(
+        select(func.count()).where(leases.c.shard_id == lease.shard_id, leases.c.state == LeaseState.ACTIVE)
     )
+    if with_outcome == lease.shard_rows and not at_work:
+        connection.execute(update(shards).where(shards.c.id == lease.shard_id).values(state=ShardState.SETTLED))
+    state = connection.scalar(select(shards.c.state).where(shards.c.id == lease.shard_id))
+    return ShardState(str(state))
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------

@@ -84,9 +84,9 @@ class OpenedSend:
 
 def _select_send() -> Any:
     columns = [c for c in sends.c if c.name not in ("created_at",)]
-    return select(
-        *columns, campaigns.c.name.label("campaign"), campaigns.c.list_id, campaigns.c.pool_id
-    ).join_from(sends, campaigns)
+    return select(*columns, campaigns.c.name.label("campaign"), campaigns.c.list_id, campaigns.c.pool_id).join_from(
+        sends, campaigns
+    )
 
 
 def _record(row: Row[Any]) -> SendRecord:
@@ -153,9 +153,9 @@ def open_send(
     campaign: str,
     edition: str,
     mode: SendMode,
+    *,
     launched_by: str,
     claim: str,
-    *,
     take_over: bool = False,
 ) -> OpenedSend:
     """Create a send, or open it again, and take its claim, in one transaction.
@@ -168,29 +168,31 @@ def open_send(
         SendError: unknown campaign (with near matches), an edition or mode that doesn't fit.
         ClaimedError: another execution is at work; the sentence names it.
     """
+    trigger = _Trigger(campaign, edition, mode, launched_by, fit_claim(claim), take_over)
     try:
-        return _open(engine, settings, campaign, edition, mode, launched_by, claim, take_over)
-    except IntegrityError:  # another trigger inserted the same send a moment ago; now it is there to be refused or taken
-        return _open(engine, settings, campaign, edition, mode, launched_by, claim, take_over)
+        return _open(engine, trigger)
+    except IntegrityError:  # another trigger inserted the same send just now; the second look finds it
+        return _open(engine, trigger)
 
 
-def _open(
-    engine: Engine,
-    settings: Settings,
-    campaign: str,
-    edition: str,
-    mode: SendMode,
-    launched_by: str,
-    claim: str,
-    take_over: bool,
-) -> OpenedSend:
-    claim = fit_claim(claim)
+@dataclass(frozen=True)
+class _Trigger:
+    campaign: str
+    edition: str
+    mode: SendMode
+    launched_by: str
+    claim: str
+    take_over: bool
+
+
+def _open(engine: Engine, trigger: _Trigger) -> OpenedSend:
+    campaign, mode, launched_by, claim = trigger.campaign, trigger.mode, trigger.launched_by, trigger.claim
     at = now()
     with write(engine) as connection:
         definition = get_campaign(connection, campaign)
         campaign_id = connection.scalar(select(campaigns.c.id).where(campaigns.c.name == campaign))
         assert campaign_id is not None
-        edition = _effective_edition(connection, campaign_id, edition, mode, claim)
+        edition = effective_edition(connection, campaign_id, trigger.edition, mode)
         expires_at = at + expires_after if (expires_after := definition.expires_after) else None
         found = connection.execute(
             _select_send().where(sends.c.campaign_id == campaign_id, sends.c.edition == edition)
@@ -211,7 +213,8 @@ def _open(
                     pace_per_s=getattr(definition, "pace_per_s", None),
                 )
             ).inserted_primary_key[0]  # type: ignore[index]
-            audit.record(connection, launched_by, "send.open", f"send:{campaign}#{edition}", {"mode": mode, "claim": claim})
+            detail = {"mode": mode, "claim": claim}
+            audit.record(connection, launched_by, "send.open", f"send:{campaign}#{edition}", detail)
             return OpenedSend(get_send(connection, send_id), phase=1, resuming=False, superseded=False)
         send = _record(found)
         if send.mode != mode:
@@ -219,10 +222,10 @@ def _open(
         facts = phase_facts(connection, send.id)
         if send.claim == claim and send.state not in FINAL:  # a retry of the same execution
             connection.execute(update(sends).where(sends.c.id == send.id).values(claimed_at=at))
-            settled = facts.phase == 0 or (facts.began and not facts.unsettled_shards)
-            phase = facts.phase + 1 if settled and send.state in (SendState.PLANNED, SendState.FREEZING) else facts.phase
-            return OpenedSend(send, max(1, phase), resuming=facts.began and bool(facts.unsettled_shards), superseded=False)
-        _take_claim(connection, send, claim, at, take_over)
+            freezing = send.state in (SendState.PLANNED, SendState.FREEZING) and not facts.unsettled_shards
+            resuming = facts.began and facts.unsettled_shards > 0
+            return OpenedSend(send, facts.phase + freezing or 1, resuming, superseded=False)
+        _take_claim(connection, send, claim, at, take_over=trigger.take_over)
         valid = still_valid(send.approval_digest, send.approved_at, present_digest(connection, send.id), at)
         again = reopen(facts, approval_valid=valid)
         check_transition(send.ref, send.state, again.state)
@@ -248,7 +251,7 @@ def _reopen_row(
     connection.execute(update(sends).where(sends.c.id == send.id).values(**values))
 
 
-def _effective_edition(connection: Connection, campaign_id: int, edition: str, mode: SendMode, claim: str) -> str:
+def effective_edition(connection: Connection, campaign_id: int, edition: str, mode: SendMode) -> str:
     """The edition as it is stored: tests and dry runs have their own, so that they never use up a real one.
 
     A test is ``test-<edition>.<n>``: a new number each time, or the one that is still under way.
@@ -269,7 +272,7 @@ def _effective_edition(connection: Connection, campaign_id: int, edition: str, m
             sends.c.campaign_id == campaign_id, sends.c.edition.startswith(f"{stem}.", autoescape=True)
         )
     )
-    numbered = {int(e.rpartition(".")[2]): s for e, s in rows if e.rpartition(".")[0] == stem and e.rpartition(".")[2].isdigit()}
+    numbered = {int(e[len(stem) + 1 :]): state for e, state in rows if e[len(stem) + 1 :].isdigit()}
     last = max(numbered, default=0)
     return f"{stem}.{last if last and numbered[last] not in FINAL else last + 1}"
 
@@ -330,15 +333,18 @@ def holder_is_gone(claim: str) -> bool:
     return False
 
 
-def _take_claim(connection: Connection, send: SendRecord, claim: str, at: datetime, take_over: bool) -> None:
+def _take_claim(connection: Connection, send: SendRecord, claim: str, at: datetime, *, take_over: bool) -> None:
     if send.claim is not None and send.claim != claim and not holder_is_gone(send.claim):
         silent_s = (at - send.claimed_at).total_seconds() if send.claimed_at else CLAIM_STALE_S
         if silent_s < CLAIM_STALE_S:
-            raise ClaimedError(f"{send.ref} is being executed by {send.claim} (last sign {silent_s:.0f} s ago); wait for it or stop the send")
+            raise ClaimedError(
+                f"{send.ref} is being executed by {send.claim} (last sign {silent_s:.0f} s ago); wait for it, or stop "
+                "the send"
+            )
         if not take_over:
             raise ClaimedError(
-                f"{send.ref} is claimed by {send.claim}, which gave no sign for {silent_s:.0f} s (it may be waiting for an "
-                "approval); if it is dead, trigger again with take-over"
+                f"{send.ref} is claimed by {send.claim}, which gave no sign for {silent_s:.0f} s (it may be waiting "
+                "for an approval); if it is dead, trigger again with take-over"
             )
     unchanged = and_(
         sends.c.id == send.id,
@@ -346,7 +352,10 @@ def _take_claim(connection: Connection, send: SendRecord, claim: str, at: dateti
         sends.c.claimed_at.is_(None) if send.claimed_at is None else sends.c.claimed_at == send.claimed_at,
     )
     if connection.execute(update(sends).where(unchanged).values(claim=claim, claimed_at=at)).rowcount != 1:
-        raise ClaimedError(f"{send.ref} was claimed by another execution at this very moment; look with `mailfleet send status {send.ref}`")
+        raise ClaimedError(
+            f"{send.ref} was claimed by another execution at this very moment; look with "
+            f"`mailfleet send status {send.ref}`"
+        )
 
 
 def heartbeat(engine: Engine, send_id: int, claim: str) -> None:
@@ -383,9 +392,8 @@ def held_send(engine: Engine, send_id: int, claim: str) -> SendRecord:
 def release(engine: Engine, send_id: int, claim: str) -> None:
     """Free the claim, if it is still this one's."""
     with write(engine) as connection:
-        connection.execute(
-            update(sends).where(sends.c.id == send_id, sends.c.claim == fit_claim(claim)).values(claim=None, claimed_at=None)
-        )
+        mine = (sends.c.id == send_id) & (sends.c.claim == fit_claim(claim))
+        connection.execute(update(sends).where(mine).values(claim=None, claimed_at=None))
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
@@ -418,11 +426,11 @@ def change_state(
         values["started_at"] = at
     if state in FINAL:
         values["finished_at"] = at
-    done = connection.execute(
-        update(sends).where(sends.c.id == send.id, sends.c.state == send.state).values(state=state, reason=reason, **values)
-    ).rowcount
-    if done != 1:
-        raise SendError(f"the state of {send.ref} changed at this very moment; look again with `mailfleet send status {send.ref}`")
+    unchanged = (sends.c.id == send.id) & (sends.c.state == send.state)
+    if connection.execute(update(sends).where(unchanged).values(state=state, reason=reason, **values)).rowcount != 1:
+        raise SendError(
+            f"the state of {send.ref} changed at this very moment; look again with `mailfleet send status {send.ref}`"
+        )
     if state != send.state:
         audit.record(connection, actor, f"send.{state}", f"send:{send.ref}", {"was": send.state, "reason": reason})
 

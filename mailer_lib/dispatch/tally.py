@@ -1,0 +1,48 @@
+"""From ledger records to numbers: outcomes, hourly roll-ups, and the mailboxes that turned out not to exist. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from mailer_lib.agent.ledger import Deferral, Final, Record
+from mailer_lib.agent.replies import ReplyClass, classify
+from mailer_lib.dispatch.accounting import Tally
+from mailer_lib.terms import Outcome
+
+DEFERRAL = "deferral"
+
+
+@dataclass(frozen=True)
+class Counted:
+    tally: Tally
+    dead_mailboxes: tuple[int, ...]  # rows refused because the mailbox doesn't exist
+
+
+def hour_of(t_ms: int) -> datetime:
+    """The hour in which ``t_ms`` (Unix milliseconds) lies, in UTC."""
+    return datetime.fromtimestamp(t_ms // 3_600_000 * 3600, UTC)
+
+
+def count(records: Iterable[Record], variants: Sequence[int] = ()) -> Counted:
+    """Count outcomes and deferrals. ``variants[row]`` is the variant of a deferred row (0 beyond its end)."""
+    counts: Counter[Outcome] = Counter()
+    rollups: Counter[tuple[int, str, datetime, str]] = Counter()
+    deferrals = 0
+    dead = []
+    for record in records:
+        if isinstance(record, Final):
+            counts[record.outcome] += 1
+            rollups[record.variant, record.provider, hour_of(record.t_ms), record.outcome.value] += 1
+            if record.outcome is Outcome.REJECTED and is_dead_mailbox(record):
+                dead.append(record.row)
+        elif isinstance(record, Deferral) and record.code:  # code 0: our own second attempt, no 4xx
+            deferrals += 1
+            variant = variants[record.row] if record.row < len(variants) else 0
+            rollups[variant, record.provider, hour_of(record.t_ms), DEFERRAL] += 1
+    return Counted(Tally(dict(counts), deferrals, dict(rollups)), tuple(dead))
+
+
+def is_dead_mailbox(record: Final) -> bool:
+    """Whether the refusal says that the mailbox doesn't exist. Refusals for policy or reputation never do."""
+    return classify(record.code, record.enhanced, record.text) is ReplyClass.UNKNOWN_MAILBOX
