@@ -48,7 +48,7 @@ PARAMS = {
         type=["number", "null"],
         minimum=0,
         title="Pace",
-        description="messages a second, for action pace; 0: no limit",
+        description="for pace: messages a second; 0: no limit",
     ),
 }
 

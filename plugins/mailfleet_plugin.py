@@ -1,5 +1,7 @@
 """Tells Airflow what Mailfleet adds to it."""
 
+from typing import ClassVar
+
 from airflow.plugins_manager import AirflowPlugin
 from mailfleet_airflow.links import PreviewLink
 
@@ -8,4 +10,4 @@ class MailfleetPlugin(AirflowPlugin):
     """Registers the preview button."""
 
     name = "mailfleet"
-    operator_extra_links = [PreviewLink()]
+    operator_extra_links: ClassVar = [PreviewLink()]

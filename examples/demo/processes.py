@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -118,9 +118,7 @@ class Processes:
     def _store(self, marker: str, started: list[Started]) -> None:
         data = {
             "marker": marker,
-            "processes": [
-                {"name": one.name, "pid": one.pid, "created": one.created, "log": str(one.log)} for one in started
-            ],
+            "processes": [{**asdict(one), "log": str(one.log)} for one in started],
         }
         beside = self._file.with_suffix(".new")
         beside.write_text(json.dumps(data, indent=1) + "\n")

@@ -130,6 +130,7 @@ class Stack:
         with log.open("wb") as output:
             done = subprocess.run(
                 self._airflow("db", "migrate"),
+                check=False,
                 env={**os.environ, **self.environment()},
                 cwd=PROJECT,
                 stdin=subprocess.DEVNULL,

@@ -11,6 +11,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.execution_time.hitl import HITLUser
 from airflow.sdk.timezone import utcnow
+
 from mailfleet_airflow.installation import installation
 from mailfleet_airflow.links import PreviewLink
 from mailfleet_airflow.runs import launched_by

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
+
 from mailfleet_airflow.installation import installation
 from mailfleet_airflow.links import PreviewLink
 
@@ -52,8 +53,9 @@ class DispatchSlotOperator(BaseOperator):
         self._stop.set()
 
     def _run(self, context: Context) -> dict[str, Any]:
-        from mailer_lib.dispatch.plan import Slot
         from mailer_lib.dispatch.slot import run_slot
+
+        from mailer_lib.dispatch.plan import Slot
 
         engine, settings = installation()
         context["server_label"] = self.slot["label"]  # type: ignore[typeddict-unknown-key]
@@ -94,7 +96,7 @@ class SlotWaitTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         await asyncio.sleep(self.poll_s)
-        while not await asyncio.to_thread(self._worth_a_look):
+        while not await asyncio.to_thread(self._worth_a_look):  # noqa: ASYNC110  # another process changes it
             await asyncio.sleep(self.poll_s)
         yield TriggerEvent({"send_id": self.send_id})
 

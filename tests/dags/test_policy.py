@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_parsing_needs_neither_a_usable_home_nor_a_network(tmp_path, capsys):
     assert set(result["dags"]) == EXPECTED
     assert result["engines"] == [], "a DAG file imports the database or pandas while it is parsed"
     with capsys.disabled():
-        print(f" [all DAGs parsed in {result['seconds']:.2f} s]", end="")
+        print(f" [all DAGs parsed in {result['seconds']:.2f} s]", end="")  # noqa: T201
 
 
 def test_the_doc_is_the_files_docstring_and_says_how_to_use_stop_and_recover(one):
