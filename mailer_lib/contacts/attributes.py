@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from datetime import date
 from difflib import get_close_matches
+from functools import lru_cache
 
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
@@ -50,7 +51,7 @@ def declare(connection: Connection, key: str, type_: AttributeType, label: str |
     """Declare an attribute. Declaring it again with the same type changes nothing. Returns whether it is new.
 
     Raises:
-        AttributeKeyError: not a possible key, or declared with another type (values of that type may be stored already).
+        AttributeKeyError: not a possible key, or declared with another type (values of it may be stored already).
     """
     if _KEY.fullmatch(key) is None:
         raise AttributeKeyError(
@@ -94,20 +95,15 @@ def require_declared(types: dict[str, AttributeType], key: str) -> AttributeType
     raise AttributeKeyError(f"there is no attribute {key!r}; {hint}")
 
 
+@lru_cache(maxsize=65_536)  # cities, tiers and first names repeat
 def clean_text(text: str, limit: int = MAX_TEXT) -> str:
     """Text in NFC on one line: white space, line breaks included, becomes single spaces.
 
     Raises:
         ValueProblemError: too long, or with control characters.
     """
-    if text.isascii():
-        if text.isprintable():
-            cleaned = text.strip() if "  " not in text else " ".join(text.split())
-            if len(cleaned) > limit:
-                raise ValueProblemError(f"it is longer than {limit} characters")
-            return cleaned
     cleaned = " ".join(unicodedata.normalize("NFC", text).split())
-    if _CONTROL.search(cleaned):
+    if not text.isprintable() and _CONTROL.search(cleaned):
         raise ValueProblemError("there is a control character in it")
     if len(cleaned) > limit:
         raise ValueProblemError(f"it is longer than {limit} characters")
@@ -125,6 +121,7 @@ def parse_number(text: str) -> float | int:
     return number
 
 
+@lru_cache(maxsize=1024)
 def parse_boolean(text: str) -> bool:
     word = text.strip().casefold()
     if word in _TRUE:
@@ -134,6 +131,7 @@ def parse_boolean(text: str) -> bool:
     raise ValueProblemError("it is neither yes nor no")
 
 
+@lru_cache(maxsize=16_384)
 def parse_date(text: str) -> str:
     """An ISO 8601 calendar date; 31.12.2024 is read too, 12/31/2024 is not, because 01/02 is two different days."""
     text = text.strip()
@@ -157,5 +155,5 @@ _PARSERS: dict[AttributeType, Callable[[str], Value]] = {
 
 
 def parser_of(type_: AttributeType) -> Callable[[str], Value]:
-    """The function that reads a non-empty text as this type, or raises ``ValueProblemError``. Dates become ISO 8601 text."""
+    """What reads a non-empty text as this type, or raises ``ValueProblemError``; dates become ISO 8601 text."""
     return _PARSERS[type_]

@@ -1,8 +1,8 @@
-"""One batch of an import: what its rows say (``Batch``, no I/O), and how it is stored in one transaction (``store``)."""
+"""One batch of an import: what its rows say (``Batch``, no I/O) and how one transaction stores it (``store``)."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
@@ -32,6 +32,9 @@ from mailer_lib.terms import ContactState, SubscriptionState, SuppressionReason
 T = TypeVar("T")
 
 IN_CHUNK = 1000  # values of one IN (…): far below SQLite's 32,766 and MySQL's packet
+_FIELDS = ("given_name", "family_name", "locale", "timezone")
+_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
+
 METHOD_CONFIRMED, METHOD_REQUESTED = "import", "import-request"
 
 
@@ -59,6 +62,8 @@ class Draft:
 
     @property
     def newest(self) -> datetime | None:
+        if len(self.evidence) == 1:
+            return self.evidence[0].at
         return max((e.at for e in self.evidence if e.at is not None), default=None)
 
 
@@ -123,8 +128,8 @@ def store(connection: Connection, scope: ImportScope, batch: Batch, already_coun
         if verdict.action is None:
             continue
         changed = plan.contact(key, draft, known, standing, verdict)
-        changed = plan.subscription(key, known, draft, standing, verdict, stored.confirmed_at.get(key)) or changed
-        plan.events(key, draft, standing, verdict, stored.evidence.get(key, frozenset()))
+        changed = plan.subscription(key, draft, standing, verdict, stored.confirmed_at.get(key)) or changed
+        plan.events(key, draft, standing, verdict, stored.evidence.get(key, ()))
         if key not in already_counted:
             if known is None:
                 counts.new += 1
@@ -153,7 +158,7 @@ class _Stored:
         hashes = list(batch.drafts)
         self.contacts: dict[bytes, _Known] = {}
         self.confirmed_at: dict[bytes, datetime | None] = {}
-        self.evidence: dict[bytes, frozenset[tuple[Any, ...]]] = {}
+        self.evidence: dict[bytes, set[tuple[datetime | None, str | None]]] = {}
         self._states: dict[bytes, tuple[SubscriptionState, datetime | None]] = {}
         self._barriers: dict[bytes, tuple[Barrier, ...]] = {}
         self._domains: set[str] = set()
@@ -185,14 +190,13 @@ class _Stored:
         )  # fmt: skip
         for row in connection.execute(query):
             key = bytes(row.address_hash)
-            names = {
-                "given_name": row.given_name,
-                "family_name": row.family_name,
-                "locale": row.locale,
-                "timezone": row.timezone,
-            }
+            values = zip(_FIELDS, (row.given_name, row.family_name, row.locale, row.timezone), strict=True)
             self.contacts[key] = _Known(
-                row.id, row.address_given, {n: v for n, v in names.items() if v is not None}, row.attributes, row.state
+                row.id,
+                row.address_given,
+                {name: value for name, value in values if value is not None},
+                row.attributes,
+                row.state,
             )
             if row.subscription is not None:
                 self._states[key] = (SubscriptionState(row.subscription), row.unsubscribed_at)
@@ -218,10 +222,7 @@ class _Stored:
         )
         for row in connection.execute(query):
             key = bytes(row.address_hash)
-            self.evidence[key] = self.evidence.get(key, frozenset()) | {
-                (row.occurred_at, row.source),
-                (None, row.source),
-            }
+            self.evidence.setdefault(key, set()).update(((row.occurred_at, row.source), (None, row.source)))
 
 
 class _Plan:
@@ -257,7 +258,7 @@ class _Plan:
             (
                 address.given, address.normalised, key, address.domain, provider_of(address.domain),
                 fields.get("given_name"), fields.get("family_name"), fields.get("locale"), fields.get("timezone"),
-                json.dumps(attributes, ensure_ascii=False, sort_keys=True), state.value, self._moment, self._moment,
+                _to_json(attributes), state.value, self._moment, self._moment,
             )
         )  # fmt: skip
         return True
@@ -265,7 +266,6 @@ class _Plan:
     def subscription(
         self,
         key: bytes,
-        known: _Known | None,
         draft: Draft,
         standing: Standing,
         verdict: Verdict,
@@ -287,7 +287,12 @@ class _Plan:
         return True
 
     def events(
-        self, key: bytes, draft: Draft, standing: Standing, verdict: Verdict, recorded: frozenset[tuple[Any, ...]]
+        self,
+        key: bytes,
+        draft: Draft,
+        standing: Standing,
+        verdict: Verdict,
+        recorded: Collection[tuple[datetime | None, str | None]],
     ) -> None:
         """Plan the evidence that isn't recorded yet."""
         newest = draft.newest

@@ -27,23 +27,21 @@ class Field(StrEnum):
 
 
 # Headers as ``_plain`` makes them. Exports of shops and of other mailers, in the languages met most.
-_WELL_KNOWN: dict[str, Field] = {
-    name: target
-    for target, names in {
-        Field.ADDRESS: "email emailaddress mail mailaddress emailadresse mailadresse subscriberemail adressemail adresseemail "
-        "correoelectronico indirizzoemail courriel",
-        Field.GIVEN_NAME: "firstname givenname forename vorname prenom nombre nome imie",
-        Field.FAMILY_NAME: "lastname familyname surname nachname familienname nomdefamille apellido apellidos cognome nazwisko",
-        Field.LOCALE: "language locale lang sprache langue idioma lingua",
-        Field.TIMEZONE: "timezone zeitzone tz fuseauhoraire",
-        Field.CONSENT_AT: "signedupat signupdate signuptime consentat consentdate consenttime optinat optindate optintime "
-        "confirmedat confirmtime subscribedat",
-        Field.CONSENT_SOURCE: "signedupfrom signupsource consentsource optinsource",
-        Field.CONSENT_WORDING: "consentwording consenttext",
-        Field.CONSENT_IP: "signupip consentip optinip confirmip",
-    }.items()
-    for name in names.split()
+_NAMES: dict[Field, str] = {
+    Field.ADDRESS: """email emailaddress mail mailaddress emailadresse mailadresse subscriberemail adressemail
+        adresseemail correoelectronico indirizzoemail courriel""",
+    Field.GIVEN_NAME: "firstname givenname forename vorname prenom nombre nome imie",
+    Field.FAMILY_NAME: """lastname familyname surname nachname familienname nomdefamille apellido apellidos cognome
+        nazwisko""",
+    Field.LOCALE: "language locale lang sprache langue idioma lingua",
+    Field.TIMEZONE: "timezone zeitzone tz fuseauhoraire",
+    Field.CONSENT_AT: """signedupat signupdate signuptime consentat consentdate consenttime optinat optindate optintime
+        confirmedat confirmtime subscribedat""",
+    Field.CONSENT_SOURCE: "signedupfrom signupsource consentsource optinsource",
+    Field.CONSENT_WORDING: "consentwording consenttext",
+    Field.CONSENT_IP: "signupip consentip optinip confirmip",
 }
+_WELL_KNOWN = {name: target for target, names in _NAMES.items() for name in names.split()}
 
 
 class MappingError(ValueError):

@@ -112,7 +112,10 @@ def confirm(
     )  # fmt: skip
     if verdict.state is not standing.state:
         confirmed = verdict.state is SubscriptionState.CONFIRMED
-        _set_subscription(connection, contact_id, list_id, verdict.state, at if confirmed else None, source)
+        _set_subscription(
+            connection, contact_id=contact_id, list_id=list_id, state=verdict.state,
+            confirmed_at=at if confirmed else None, source=source,
+        )  # fmt: skip
     if verdict.lifts:
         _lift_ids(connection, verdict.lifts, f"consent: {method}", now())
         refresh_state(connection, address_hash)
@@ -133,7 +136,14 @@ def unsubscribe(
 
     Returns whether anything changed. Leaving again changes nothing but the time that a consent must be newer than.
     """
-    new = _bar(connection, address_hash, list_id or EVERYWHERE, SuppressionReason.UNSUBSCRIBED, source, at)
+    new = _bar(
+        connection,
+        address_hash=address_hash,
+        list_id=list_id or EVERYWHERE,
+        reason=SuppressionReason.UNSUBSCRIBED,
+        source=source,
+        at=at,
+    )
     changed = _leave(connection, address_hash, list_id, at) or new
     if changed:
         record_consent(
@@ -156,7 +166,7 @@ def suppress(
 
     A complaint is a refusal too: it leaves the evidence and the subscriptions that ``unsubscribe`` would.
     """
-    new = _bar(connection, address_hash, list_id, reason, source, at)
+    new = _bar(connection, address_hash=address_hash, list_id=list_id, reason=reason, source=source, at=at)
     if reason in BY_PERSON:
         scope = None if list_id == EVERYWHERE else list_id
         changed = _leave(connection, address_hash, scope, at) or new
@@ -182,7 +192,7 @@ def lift(
 ) -> int:
     """An operator lifts suppressions: of one list (0: the ones that hold everywhere) or, with None, all of them.
 
-    Returns how many. It gives nobody a consent: who unsubscribed or complained stays unsubscribed until they agree anew.
+    Returns how many. It gives nobody a consent: who unsubscribed or complained stays so until they agree anew.
     """
     wanted = [
         barrier.id
@@ -196,7 +206,7 @@ def lift(
 
 
 def suppress_domain(connection: Connection, *, domain: str, source: str | None, at: datetime | None = None) -> bool:
-    """Bar every address at a domain (ASCII, lower case: ``address.normalise_domain``), everywhere. Returns whether new."""
+    """Bar every address at a domain (as ``address.normalise_domain`` gives it). Returns whether it is new."""
     if _domain_barred(connection, domain):
         return False
     try:
@@ -270,6 +280,7 @@ def refresh_state(connection: Connection, address_hash: bytes) -> None:
 
 def _bar(
     connection: Connection,
+    *,
     address_hash: bytes,
     list_id: int,
     reason: SuppressionReason,
@@ -322,6 +333,7 @@ def _leave(connection: Connection, address_hash: bytes, list_id: int | None, at:
 
 def _set_subscription(
     connection: Connection,
+    *,
     contact_id: int,
     list_id: int,
     state: SubscriptionState,

@@ -82,6 +82,7 @@ def import_contacts(
     path: Path,
     options: ImportOptions,
     progress: ProgressCall | None = None,
+    *,
     actor: str = "import",
 ) -> ImportReport:
     """Import ``path`` into the list. ``progress`` gets rows read, and how many there will be at this rate.
@@ -109,7 +110,7 @@ def import_contacts(
             rejects_path(settings.storage, path, started), source.header, source.encoding, source.delimiter
         ) as rejects:
             run = _Run(engine, scope, SeenHashes(), identity.address_hash)
-            rows = _read_all(source, parser, rejects, run, options.batch_rows, progress)
+            rows = _read_all(source, parser, rejects, run, batch_rows=options.batch_rows, progress=progress)
         report = run.report(rows, rejects.rows, rejects.path if rejects.rows else None, columns.ignored)
     with write(engine) as connection:
         audit.record(connection, actor, "contacts.import", f"list:{options.list_name}", _audit_detail(path, report))
@@ -121,6 +122,7 @@ def _read_all(
     parser: RowParser,
     rejects: RejectsWriter,
     run: "_Run",
+    *,
     batch_rows: int,
     progress: ProgressCall | None,
 ) -> int:

@@ -18,7 +18,7 @@ LIFTABLE = BY_PERSON | {SuppressionReason.HARD_BOUNCE}
 
 
 class KeptOut(StrEnum):
-    """Why somebody whose consent was brought gets no mail all the same. Values of ``SuppressionReason``, and the domain."""
+    """Why somebody whose consent was brought gets no mail: a value of ``SuppressionReason``, or their domain."""
 
     UNSUBSCRIBED = "unsubscribed"
     COMPLAINED = "complained"

@@ -1,7 +1,7 @@
 """Who runs a person's mailbox, told by the domain alone: the unit of pace limits and of reports.
 
-Company domains hosted at Google or Microsoft look like ``other`` here; telling them by MX host is a look-up that belongs
-to a sync, not to an import.
+Company domains hosted at Google or Microsoft look like ``other`` here; telling them by MX host is a look-up that
+belongs to a sync, not to an import.
 """
 
 from functools import lru_cache
@@ -69,7 +69,7 @@ _NATIONAL = frozenset({"com", "co", "org", "ne"})
 
 @lru_cache(maxsize=65_536)
 def provider_of(domain: str) -> str:
-    """The mailbox provider of an ASCII, lower-case domain (``Address.domain``); ``other`` when it isn't in the table."""
+    """The mailbox provider of a domain as ``Address.domain`` has it; ``other`` when it isn't in the table."""
     known = _BY_DOMAIN.get(domain)
     if known is not None:
         return known

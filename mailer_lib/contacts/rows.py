@@ -93,9 +93,10 @@ class RowParser:
         """
         if len(cells) != self._width:
             raise RowProblemError("", f"it has {len(cells)} columns where the header has {self._width}")
-        for index, cell in enumerate(cells):
-            if not cell.isprintable() and _BINARY.search(cell):
-                raise RowProblemError(self._header[index], "there is a control character in it")
+        if not "".join(cells).isprintable():
+            for column, cell in zip(self._header, cells, strict=True):
+                if _BINARY.search(cell):
+                    raise RowProblemError(column, "there is a control character in it")
         index = self._address
         try:
             address = normalise(cells[index])
@@ -178,7 +179,10 @@ def parse_ip(text: str) -> str:
 
 
 def parse_moment(text: str) -> datetime:
-    """ISO 8601 date or date and time, or 31.12.2024 [18:00[:00]]; without an offset it is UTC, without a time midnight."""
+    """ISO 8601 date or date and time, or 31.12.2024 [18:00[:00]].
+
+    Without an offset it is UTC, without a time midnight: a refusal of the same day is newer.
+    """
     text = text.strip()
     german = _GERMAN.fullmatch(text)
     if german is not None:

@@ -13,7 +13,7 @@ PREFIX_BYTES = 8
 
 
 class SeenHashes:
-    """A growing set of hash prefixes: sorted arrays, merged when they reach each other's size (a log-structured set)."""
+    """A growing set of hash prefixes: sorted arrays, merged when they reach each other's size."""
 
     def __init__(self) -> None:
         self._levels: list[NDArray[np.uint64]] = []
