@@ -1,0 +1,87 @@
+"""The web app in worker processes of Granian. No access log: the paths are tokens."""
+
+import ctypes
+import http.client
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from granian import Granian
+from granian.constants import Interfaces, Loops
+
+WORKER_KILL_TIMEOUT_S = 15
+START_TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+class ServeError(RuntimeError):
+    """The server can't start; the sentence says why."""
+
+
+def run(host: str, port: int, *, workers: int = 1, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` is called with the URL when it listens; port 0 takes any free one.
+
+    Settings come from the environment, for every worker anew.
+
+    Raises:
+        ServeError: the address can't be listened on.
+    """
+    port = _claim(host, port)
+    logging.getLogger("_granian").setLevel(logging.WARNING)
+    server = Granian(
+        "mailer_lib.web.app:app_from_environment",
+        factory=True,
+        interface=Interfaces.ASGI,
+        address=host,
+        port=port,
+        workers=workers,
+        loop=Loops.uvloop,
+        websockets=False,
+        log_access=False,
+        log_enabled=False,
+        respawn_failed_workers=True,
+        workers_kill_timeout=WORKER_KILL_TIMEOUT_S,
+    )
+    ready = threading.Thread(target=_announce_when_ready, args=(host, port, announce), daemon=True)
+    server.on_startup(ready.start)
+    server.serve()
+
+
+def _claim(host: str, port: int) -> int:
+    """The port, tried out before workers are started: Granian would only log why it can't bind."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServeError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+        bound: int = probe.getsockname()[1]
+        return bound
+
+
+def _announce_when_ready(host: str, port: int, announce: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.05)
+            continue
+        finally:
+            connection.close()
+        announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        return
+
+
+def end_with_parent() -> None:
+    """Called in a worker: a killed parent leaves no worker behind that would go on serving an old release."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    except (OSError, AttributeError):  # not Linux
+        return
