@@ -163,3 +163,10 @@ class MtaKind(StrEnum):
     EXIM = "exim"  # spool and main log readable by the agent
     SINK = "sink"  # our development sink: the same log format, no spool
     RELAY = "relay"  # somebody else's server: what is in doubt stays unknown
+
+
+class TemplateKind(StrEnum):
+    """The language that a template's layout is written in; Jinja2 runs over both."""
+
+    MJML = "mjml"
+    HTML = "html"

@@ -1,6 +1,6 @@
 """The body of a variant, as segments: encoded once, joined for each recipient.
 
-    --boundary, text/plain, text/html, --boundary--      all quoted-printable, all in DKIM canonical form
+--boundary, text/plain, text/html, --boundary--      all quoted-printable, all in DKIM canonical form
 """
 
 from collections.abc import Mapping

@@ -28,7 +28,7 @@ from mailer_lib.tokens import TokenKind
 MAX_BODY_BYTES = 1_000_000
 
 _ADDRESS = re.compile(
-    "[^\x00-\x20\x7f-\xa0<>()\\[\\]\\\\,;:\"@\u2028\u2029\ud800-\udfff]{1,64}"
+    '[^\x00-\x20\x7f-\xa0<>()\\[\\]\\\\,;:"@\u2028\u2029\ud800-\udfff]{1,64}'
     "@[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 )
 _KINDS: Mapping[str, TokenKind] = {
@@ -233,7 +233,12 @@ class MessageBuilder:
 def constant_variables(bundle: Bundle) -> dict[str, Any]:
     """The variables that are the same for every recipient of a send."""
     values = {key: _value(value) for key, value in bundle.values.items()}
-    campaign = {**values, "values": Fields(values, "campaign.values"), "name": bundle.campaign, "edition": bundle.edition}
+    campaign = {
+        **values,
+        "values": Fields(values, "campaign.values"),
+        "name": bundle.campaign,
+        "edition": bundle.edition,
+    }
     return {
         "campaign": Fields(campaign, "campaign"),
         "list_title": bundle.list_title,

@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from mailer_lib.message.recipient import AttributeValue
 
@@ -55,7 +55,7 @@ class Bundle(BaseModel):
     variants: tuple[BundleVariant, ...] = Field(min_length=1)
     links: tuple[str, ...] = ()  # targets of tracked links by number
     defaults: dict[str, AttributeValue] = {}  # values of merge fields that a recipient lacks
-    values: dict[str, AttributeValue] = {}  # the campaign's own: {{ campaign.… }}
+    values: dict[str, JsonValue] = {}  # the campaign's own: {{ campaign.… }}; lists and objects for loops
     postal_address: str = ""
 
     def dump(self) -> bytes:

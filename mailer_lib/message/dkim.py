@@ -133,4 +133,3 @@ def canonical_body(body: bytes) -> bytes:
     lines = (_WSP.sub(b" ", line).rstrip(b" ") for line in body.split(b"\r\n"))
     text = _EMPTY_TAIL.sub(b"", b"\r\n".join(lines))
     return text + b"\r\n" if text else b""
-

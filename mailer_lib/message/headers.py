@@ -32,10 +32,14 @@ class HeaderBlock:
         self.signed = tuple(names)
         list_id = f"<{_token(bundle.list_name)}.{bundle.dkim_domain}>"  # RFC 2919
         title = mime.clean(bundle.list_title)
-        phrase = mime.mailbox(title, "", len("List-ID: ")).removesuffix("<>").removesuffix("\r\n ").rstrip() if title else ""
+        phrase = (
+            mime.mailbox(title, "", len("List-ID: ")).removesuffix("<>").removesuffix("\r\n ").rstrip() if title else ""
+        )
         self._list_id = f"List-ID: {phrase} {list_id}\r\n" if phrase else f"List-ID: {list_id}\r\n"
         sender_id = re.sub(r"[^a-z0-9]", "", bundle.dkim_domain.lower())[:SENDER_ID_CHARS]
-        self._feedback = f":{_token(bundle.campaign)}#{_token(bundle.edition)}:{_token(bundle.list_name)}:{sender_id}\r\n"
+        self._feedback = (
+            f":{_token(bundle.campaign)}#{_token(bundle.edition)}:{_token(bundle.list_name)}:{sender_id}\r\n"
+        )
         self._mime = f'MIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="{boundary}"\r\n'
         self._canonical_from = _canonical(self._from)
         self._canonical_reply_to = _canonical(self._reply_to)
@@ -66,7 +70,9 @@ def _unfold(value: str) -> str:
 
 def _canonical(block: str) -> str:
     lines = _unfold_lines(block)
-    return "".join(f"{name.lower()}:{value.lstrip(' ')}\r\n" for name, _, value in (line.partition(":") for line in lines))
+    return "".join(
+        f"{name.lower()}:{value.lstrip(' ')}\r\n" for name, _, value in (line.partition(":") for line in lines)
+    )
 
 
 def _unfold_lines(block: str) -> list[str]:

@@ -92,5 +92,3 @@ def safe_url(value: Any) -> Any:
     if scheme is not None and scheme[1].lower() not in SAFE_SCHEMES:
         return Markup("#") if isinstance(value, Markup) else "#"
     return value
-
-
