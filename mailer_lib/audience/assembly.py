@@ -1,0 +1,310 @@
+"""The files of a snapshot, made from its built ranges: a shard at a time, whatever the size of the whole."""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.exclusions import reason_names
+from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
+from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, column_of, freeze
+from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
+from mailer_lib.audience.ranges import RangeDone, RunFile, people_schema, range_folder, read_done, shard_numbers
+from mailer_lib.database.engine import now
+from mailer_lib.identity import message_key
+from mailer_lib.message.shards import shard_schema, write_parquet, write_shard
+from mailer_lib.settings import Settings
+from mailer_lib.terms import ExclusionReason
+
+MAX_SHARD_ROWS = 5000  # of a lease; docs/architecture.md
+EXCLUDED_FOLDER = "excluded"
+LATE_FILE = "publication.parquet"
+
+
+def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Manifest:
+    """Write shards, excluded people and manifest below the building folder; what an earlier try left is replaced.
+
+    Raises:
+        SnapshotError: a range is missing or damaged.
+    """
+    folder = plan.folder(settings)
+    runs = _Runs.open(settings, plan)
+    _clear(folder)
+    schema = shard_schema(plan.inputs.attributes)
+    send_key = settings.identity().send_key(plan.campaign, plan.edition)
+    tally = _Tally([0] * len(plan.inputs.weights))
+    entries: list[ShardEntry] = []
+    with _late_file(folder, tally) as late:
+        for number in range(runs.shard_count):
+            people = runs.people(number)
+            if not people.num_rows:
+                continue
+            frozen = freeze(
+                people,
+                schema,
+                send_key=send_key,
+                weights=plan.inputs.weights,
+                barred=runs.barred(number, people),
+                already=already,
+            )
+            late.add(frozen.dropped)
+            if frozen.rows.num_rows:
+                entries.append(_write_frozen(folder, number, frozen))
+                tally.add_frozen(frozen.rows)
+    excluded = late.entries()
+    for done in runs.done:
+        table = _mark_sent(runs.excluded(done), send_key, already)
+        if table.num_rows:
+            excluded.append(_write_excluded(folder, f"range-{done.index:04d}.parquet", table))
+            tally.add_excluded(table)
+    sync_folder(folder / EXCLUDED_FOLDER)
+    made = Manifest(
+        campaign=plan.campaign,
+        edition=plan.edition,
+        phase=plan.phase,
+        send_id=plan.send_id,
+        list_id=plan.inputs.list_id,
+        criteria=manifests.CriteriaText(
+            source=plan.inputs.source,
+            name=plan.inputs.criteria_name or plan.inputs.seed_list,
+            rules=plan.inputs.rules,
+            sha256=plan.inputs.rules_sha256,
+        ),
+        weights=plan.inputs.weights,
+        as_of=plan.as_of,
+        max_contact_id=plan.max_contact_id,
+        published_at=now(),
+        shard_count=runs.shard_count,
+        columns=tuple(manifests.ColumnEntry(name=f.name, type=str(f.type)) for f in schema),
+        ranges=tuple(_range_read(done) for done in runs.done),
+        shards=tuple(entries),
+        excluded=tuple(excluded),
+        counts=tally.counts(),
+    )
+    replace_file(folder / manifests.MANIFEST_FILE, made.dump())
+    return made
+
+
+def _clear(folder: Path) -> None:
+    (folder / manifests.MANIFEST_FILE).unlink(missing_ok=True)
+    for stale in folder.glob("shard=*"):
+        shutil.rmtree(stale)
+    shutil.rmtree(folder / EXCLUDED_FOLDER, ignore_errors=True)
+    (folder / EXCLUDED_FOLDER).mkdir()
+
+
+def _write_frozen(folder: Path, number: int, frozen: FrozenShard) -> ShardEntry:
+    path = folder / f"shard={number:04d}" / "part-0.parquet"
+    checksum = write_shard(path, frozen.rows)
+    sync_folder(path.parent)
+    return ShardEntry(number=number, path=str(path.relative_to(folder)), rows=frozen.rows.num_rows, sha256=checksum)
+
+
+def _write_excluded(folder: Path, name: str, table: pa.Table) -> FileEntry:
+    path = folder / EXCLUDED_FOLDER / name
+    checksum = write_parquet(path, table.sort_by("contact_id"))
+    return FileEntry(path=str(path.relative_to(folder)), rows=table.num_rows, sha256=checksum)
+
+
+def _mark_sent(excluded: pa.Table, send_key: bytes, already: Set[bytes]) -> pa.Table:
+    """Who is barred may have been sent this edition before they were: all reasons are told."""
+    if not already:
+        return excluded
+    hashes: list[bytes] = column_of(excluded, "address_hash")
+    reasons: list[int] = column_of(excluded, "reasons")
+    sent = int(ExclusionReason.ALREADY_SENT)
+    marked = [
+        mask | (sent if message_key(send_key, address_hash) in already else 0)
+        for mask, address_hash in zip(reasons, hashes, strict=True)
+    ]
+    return excluded.set_column(2, EXCLUDED_SCHEMA.field(2), pa.array(marked, pa.int32()))
+
+
+def _range_read(done: RangeDone) -> manifests.RangeRead:
+    selected, excluded = done.selected_rows, done.excluded_rows
+    return manifests.RangeRead(
+        index=done.index,
+        first=done.first,
+        last=done.last,
+        read_at=done.read_at,
+        read_s=done.read_s,
+        matched=selected + excluded,
+        selected=selected,
+        excluded=excluded,
+    )
+
+
+@dataclass
+class _Tally:
+    by_variant: list[int]
+    frozen: int = 0
+    excluded: int = 0
+    by_reason: Counter[str] = field(default_factory=Counter)
+    by_provider: Counter[str] = field(default_factory=Counter)
+
+    def add_frozen(self, rows: pa.Table) -> None:
+        self.frozen += rows.num_rows
+        self.by_provider.update(column_of(rows, "provider"))
+        for variant, count in Counter(column_of(rows, "variant")).items():
+            self.by_variant[variant] += count
+
+    def add_excluded(self, rows: pa.Table) -> None:
+        self.excluded += rows.num_rows
+        for mask, count in Counter(column_of(rows, "reasons")).items():
+            self.by_reason.update(dict.fromkeys(reason_names(mask), count))
+
+    def counts(self) -> manifests.Counts:
+        return manifests.Counts(
+            matching=self.frozen + self.excluded,
+            frozen=self.frozen,
+            excluded=self.excluded,
+            by_reason=dict(self.by_reason.most_common()),
+            by_provider=dict(self.by_provider.most_common()),
+            by_variant=tuple(self.by_variant),
+        )
+
+
+@dataclass
+class _Late:
+    """``excluded/publication.parquet``: a row group for each shard that lost somebody; no file without any."""
+
+    folder: Path
+    tally: _Tally
+    rows: int = 0
+    _writer: pq.ParquetWriter | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / EXCLUDED_FOLDER / LATE_FILE
+
+    def add(self, dropped: pa.Table) -> None:
+        if not dropped.num_rows:
+            return
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, EXCLUDED_SCHEMA, compression="zstd")
+        self._writer.write_table(dropped)
+        self.rows += dropped.num_rows
+        self.tally.add_excluded(dropped)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def entries(self) -> list[FileEntry]:
+        if not self.rows:
+            return []
+        name = str(self.path.relative_to(self.folder))
+        return [FileEntry(path=name, rows=self.rows, sha256=sha256_of(self.path))]
+
+
+@contextmanager
+def _late_file(folder: Path, tally: _Tally) -> Iterator[_Late]:
+    late = _Late(folder, tally)
+    try:
+        yield late
+    finally:
+        late.close()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One mapped run; ``shard`` is sorted."""
+
+    table: pa.Table
+    shard: NDArray[np.uint32]
+
+    def of_shard(self, number: int) -> pa.Table:
+        first, end = np.searchsorted(self.shard, [number, number + 1])
+        return self.table.slice(int(first), int(end - first))
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The built ranges, mapped into memory: only the slices in use are read."""
+
+    plan: SnapshotPlan
+    folders: Mapping[int, Path]
+    done: tuple[RangeDone, ...]
+    selected: tuple[_Run, ...]
+    barring: tuple[_Run, ...]
+    shard_count: int
+
+    @classmethod
+    def open(cls, settings: Settings, plan: SnapshotPlan) -> "_Runs":
+        folders = {ids.index: range_folder(plan, settings, ids.index) for ids in plan.ranges}
+        done: list[RangeDone] = []
+        for index, folder in folders.items():
+            found = read_done(folder)
+            if found is None or found.as_of != plan.as_of:
+                raise SnapshotError(f"range {index} of the snapshot of {plan} isn't built yet")
+            done.append(found)
+        selected = tuple(_map(folders[d.index], run) for d in done for run in d.rows)
+        barring = tuple(_map(folders[d.index], run) for d in done for run in d.excluded)
+        return cls(plan, folders, tuple(done), selected, barring, _fitting(selected, plan.shards))
+
+    def people(self, number: int) -> pa.Table:
+        """Whom the ranges selected for one shard."""
+        tables = [run.of_shard(number % self.plan.shards) for run in self.selected]
+        people = _concat(tables, people_schema(self.plan.inputs.attributes))
+        if self.shard_count == self.plan.shards or not people.num_rows:
+            return people
+        mine = shard_numbers(column_of(people, "address_hash"), self.shard_count) == number
+        return people.filter(pa.array(mine))
+
+    def barred(self, number: int, people: pa.Table) -> dict[bytes, ExclusionReason]:
+        """Of ``people``, those whom a range excluded too: reasons by address hash."""
+        tables = [run.of_shard(number % self.plan.shards) for run in self.barring]
+        rows = _concat(tables, EXCLUDED_SCHEMA)
+        rows = rows.filter(pc.is_in(rows.column("address_hash"), value_set=people.column("address_hash")))
+        found: dict[bytes, ExclusionReason] = {}
+        pairs = zip(column_of(rows, "address_hash"), column_of(rows, "reasons"), strict=True)
+        for address_hash, mask in pairs:
+            found[address_hash] = found.get(address_hash, ExclusionReason(0)) | ExclusionReason(mask)
+        return found
+
+    def excluded(self, done: RangeDone) -> pa.Table:
+        tables = [_map(self.folders[done.index], run).table for run in done.excluded]
+        return _concat(tables, EXCLUDED_SCHEMA)
+
+
+def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables(
+        [table.select(schema.names) for table in tables if table.num_rows] or [schema.empty_table()]
+    )
+
+
+def _map(folder: Path, run: RunFile) -> _Run:
+    path = folder / run.name
+    if not path.exists() or sha256_of(path) != run.sha256:
+        raise SnapshotError(f"{path} is missing or damaged; remove {folder} and build that range again")
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return _Run(table, table.column("shard").combine_chunks().to_numpy())
+
+
+def _fitting(runs: tuple[_Run, ...], planned: int) -> int:
+    """The planned number of shards, or the first of its doubles at which no shard passes ``MAX_SHARD_ROWS``.
+
+    A multiple keeps the ranges' sorting useful: a row's planned shard is its shard mod ``planned``.
+    """
+    count = planned
+    while True:
+        rows = np.zeros(count, np.int64)
+        for run in runs:
+            hashes = column_of(run.table, "address_hash")
+            rows += np.bincount(shard_numbers(hashes, count), minlength=count)
+        if rows.max(initial=0) <= MAX_SHARD_ROWS:
+            return count
+        count *= 2

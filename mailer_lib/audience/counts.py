@@ -1,0 +1,52 @@
+"""How many a tree picks today, and how many of them may be mailed."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, select
+
+from mailer_lib.audience.catalogue import Catalogue
+from mailer_lib.audience.criteria import where
+from mailer_lib.audience.exclusions import exclusions, reason_names
+from mailer_lib.database.schema import contacts
+
+
+@dataclass(frozen=True)
+class Counts:
+    """``by_reason`` counts each reason of each barred person, so it adds up to more than ``barred``."""
+
+    matching: int
+    mailable: int
+    barred: int
+    by_reason: Mapping[str, int]
+
+
+def count_statement(tree: Any, catalogue: Catalogue, list_id: int) -> Select[int, int]:
+    """Rows (reasons, people)."""
+    barred = exclusions(list_id)
+    return (
+        select(barred.reasons.label("reasons"), func.count().label("people"))
+        .select_from(barred.people)
+        .where(where(tree, catalogue))
+        .group_by("reasons")
+    )
+
+
+def matching_statement(tree: Any, catalogue: Catalogue) -> Select[int]:
+    """One row: how many match, whoever may be mailed."""
+    return select(func.count()).select_from(contacts).where(where(tree, catalogue))
+
+
+def count(connection: Connection, tree: Any, catalogue: Catalogue, list_id: int) -> Counts:
+    """Raises:
+    CriteriaError: the tree can't be used.
+    """
+    rows = connection.execute(count_statement(tree, catalogue, list_id))
+    by_mask = {int(row.reasons): int(row.people) for row in rows}
+    by_reason: Counter[str] = Counter()
+    for mask, people in by_mask.items():
+        by_reason.update(dict.fromkeys(reason_names(mask), people))
+    matching, mailable = sum(by_mask.values()), by_mask.get(0, 0)
+    return Counts(matching, mailable, matching - mailable, dict(by_reason.most_common()))

@@ -1,0 +1,105 @@
+"""Who is never selected, decided here and nowhere else: one SQL bitmask of *all* reasons that hold.
+
+Each bit is one plain statement about a contact, seen from the list of the campaign:
+
+    UNCONFIRMED         never confirmed: no subscription to the list, or one that is still pending
+    UNSUBSCRIBED        left the list, or is suppressed for having unsubscribed (from it, or from everything)
+    SUPPRESSED_ADDRESS  an active suppression of the address, everywhere or for the list, whatever its reason
+    SUPPRESSED_DOMAIN   the domain is suppressed
+    BOUNCED             hard bounce, by the contact's state or by suppression
+    COMPLAINED          likewise
+    INVALID_ADDRESS     the contact is in that state, or in one that this release doesn't know
+    ERASED              likewise, or suppressed because the person was erased
+
+So one person often has several: who unsubscribes is UNSUBSCRIBED and SUPPRESSED_ADDRESS. ALREADY_SENT and DUPLICATE are
+known only at publication (``publication.py``).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, FromClause, and_, case, func, literal, select, type_coerce
+from sqlalchemy.types import Integer
+
+from mailer_lib.database.schema import contacts, domain_suppressions, subscriptions, suppressions
+from mailer_lib.terms import ContactState, ExclusionReason, SubscriptionState, SuppressionReason
+
+_EVERYWHERE = 0
+
+_BY_SUPPRESSION = {
+    SuppressionReason.UNSUBSCRIBED: ExclusionReason.UNSUBSCRIBED,
+    SuppressionReason.COMPLAINED: ExclusionReason.COMPLAINED,
+    SuppressionReason.HARD_BOUNCE: ExclusionReason.BOUNCED,
+    SuppressionReason.ERASED: ExclusionReason.ERASED,
+}
+_BY_STATE = {
+    ContactState.BOUNCED: ExclusionReason.BOUNCED,
+    ContactState.COMPLAINED: ExclusionReason.COMPLAINED,
+    ContactState.ERASED: ExclusionReason.ERASED,
+}
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """``people`` is ``contacts`` joined one-to-one with what ``reasons`` looks at; 0 = may be mailed."""
+
+    people: FromClause
+    reasons: ColumnElement[int]
+
+
+def exclusions(list_id: int) -> Exclusions:
+    """For campaigns to one list. The joins are on primary keys; the suppressions cost one index look-up a contact."""
+    subscription = subscriptions.alias("consent")
+    barred_domain = domain_suppressions.alias("barred_domain")
+    people = contacts.outerjoin(
+        subscription, and_(subscription.c.contact_id == contacts.c.id, subscription.c.list_id == list_id)
+    ).outerjoin(barred_domain, barred_domain.c.domain == contacts.c.domain)
+    by_consent = case(
+        (subscription.c.state == SubscriptionState.CONFIRMED, 0),
+        (subscription.c.state == SubscriptionState.UNSUBSCRIBED, int(ExclusionReason.UNSUBSCRIBED)),
+        else_=int(ExclusionReason.UNCONFIRMED),
+    )
+    by_domain = case((barred_domain.c.domain.is_not(None), int(ExclusionReason.SUPPRESSED_DOMAIN)), else_=0)
+    reasons = by_suppression(list_id).bitwise_or(by_consent).bitwise_or(by_domain).bitwise_or(_by_state())
+    return Exclusions(people, type_coerce(reasons, Integer()))
+
+
+def seed_exclusions(list_id: int) -> Exclusions:
+    """For seed lists: our own people, who need no subscription; a refusal of theirs binds as anybody's."""
+    barred = exclusions(list_id)
+    every = sum(ExclusionReason)
+    return Exclusions(barred.people, barred.reasons.bitwise_and(every & ~int(ExclusionReason.UNCONFIRMED)))
+
+
+def by_suppression(list_id: int, address_hash: ColumnElement[bytes] | None = None) -> ColumnElement[int]:
+    """Reasons that the active suppressions of one address give, 0 without any."""
+    person = contacts.c.address_hash if address_hash is None else address_hash
+    bits: ColumnElement[Any] = literal(int(ExclusionReason.SUPPRESSED_ADDRESS))
+    for reason, bit in _BY_SUPPRESSION.items():
+        bits = bits + func.max(case((suppressions.c.reason == reason, int(bit)), else_=0))
+    found = (
+        select(bits)
+        .where(
+            suppressions.c.address_hash == person,
+            suppressions.c.list_id.in_((_EVERYWHERE, list_id)),
+            suppressions.c.lifted_at.is_(None),
+        )
+        .correlate_except(suppressions)
+        .scalar_subquery()
+    )
+    return func.coalesce(found, 0)
+
+
+def _by_state() -> ColumnElement[int]:
+    whens = [(contacts.c.state == state, int(bit)) for state, bit in _BY_STATE.items()]
+    return case((contacts.c.state == ContactState.ACTIVE, 0), *whens, else_=int(ExclusionReason.INVALID_ADDRESS))
+
+
+def reason_names(mask: int) -> tuple[str, ...]:
+    """``UNSUBSCRIBED|BOUNCED`` as ``("unsubscribed", "bounced")``, the names that manifests and reports count by."""
+    return tuple(reason_name(bit) for bit in ExclusionReason if mask & bit)
+
+
+def reason_name(bit: ExclusionReason) -> str:
+    assert bit.name is not None
+    return bit.name.lower().replace("_", "-")

@@ -1,0 +1,107 @@
+"""``manifest.json``: what a published snapshot holds, with the checksum of every file."""
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mailer_lib.audience.plan import SnapshotError
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CriteriaText(_Part):
+    source: str  # criteria | seeds
+    name: str  # of the stored criteria or the seed list; empty when the rules came from elsewhere
+    rules: Any
+    sha256: str
+
+
+class RangeRead(_Part):
+    """One id range: when it was read, and what was found. ``selected`` is before publication drops any."""
+
+    index: int
+    first: int
+    last: int
+    read_at: datetime  # when the query began
+    read_s: float
+    matched: int
+    selected: int
+    excluded: int
+
+
+class FileEntry(_Part):
+    path: str  # below the snapshot's folder
+    rows: int
+    sha256: str
+
+
+class ShardEntry(FileEntry):
+    number: int
+
+
+class ColumnEntry(_Part):
+    name: str
+    type: str
+
+
+class Counts(_Part):
+    """``by_reason`` counts every reason of every excluded row, so it adds up to more than ``excluded``."""
+
+    matching: int
+    frozen: int
+    excluded: int
+    by_reason: dict[str, int]
+    by_provider: dict[str, int]
+    by_variant: tuple[int, ...]
+
+
+class Manifest(_Part):
+    format: int = FORMAT
+    campaign: str
+    edition: str
+    phase: int
+    send_id: int
+    list_id: int
+    criteria: CriteriaText
+    weights: tuple[int, ...]
+    as_of: datetime
+    max_contact_id: int
+    published_at: datetime
+    shard_count: int  # a row's shard = first four bytes of address_hash, big-endian, mod this
+    columns: tuple[ColumnEntry, ...]
+    ranges: tuple[RangeRead, ...]
+    shards: tuple[ShardEntry, ...]  # those that have rows
+    excluded: tuple[FileEntry, ...]
+    counts: Counts
+
+    def dump(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+
+def load(folder: Path) -> Manifest:
+    """The manifest of a snapshot's folder (or the file itself).
+
+    Raises:
+        SnapshotError: it isn't there, or isn't one of ours.
+    """
+    path = folder if folder.name == MANIFEST_FILE else folder / MANIFEST_FILE
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise SnapshotError(f"{path}: there is no such manifest; has the snapshot been published?") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SnapshotError(f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+
+
+def sha256(manifest: Manifest) -> str:
+    """What ``snapshots.manifest_sha256`` holds: of the file's bytes, which name the checksum of every other file."""
+    return hashlib.sha256(manifest.dump()).hexdigest()

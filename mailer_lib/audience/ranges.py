@@ -1,0 +1,297 @@
+"""One id range, read once and kept below ``.building-<phase>/ranges/NNNN/`` until publication.
+
+    rows-K.arrow      selected people, sorted by shard (column ``shard``); Arrow IPC, so that publication maps the file
+    excluded-K.arrow  people who matched and are barred, with the bitmask of their reasons, sorted likewise
+    done.json         read time, rows, checksums; written last, then the folder gets its name
+
+A range is read in a stream and written in runs of at most ``RUN_ROWS`` rows, so its size doesn't matter to memory.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy import ColumnElement, Connection, Engine, Select, literal, select
+from sqlalchemy.types import LargeBinary
+
+from mailer_lib.audience import catalogue
+from mailer_lib.audience.criteria import where
+from mailer_lib.audience.exclusions import Exclusions, by_suppression, exclusions, seed_exclusions
+from mailer_lib.audience.expressions import field_expression
+from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
+from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
+from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
+from mailer_lib.contacts.address import AddressError, normalise
+from mailer_lib.contacts.providers import provider_of
+from mailer_lib.database.engine import now, read
+from mailer_lib.database.schema import contacts, domain_suppressions, seed_addresses
+from mailer_lib.message.recipient import ATTRIBUTE_PREFIX
+from mailer_lib.message.shards import shard_schema
+from mailer_lib.settings import Settings
+from mailer_lib.terms import AttributeType, ExclusionReason
+
+FETCH_ROWS = 4096
+RUN_ROWS = 65_536
+DONE_FILE = "done.json"
+
+_SHARD = pa.field("shard", pa.uint32(), nullable=False)
+_AT_PUBLICATION = frozenset({"message_key", "variant"})
+
+
+class RunFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    rows: int
+    sha256: str
+
+
+class RangeDone(BaseModel):
+    """``done.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: int
+    first: int
+    last: int
+    as_of: datetime  # of the plan that it belongs to
+    read_at: datetime
+    read_s: float
+    rows: tuple[RunFile, ...]
+    excluded: tuple[RunFile, ...]
+
+    @property
+    def selected_rows(self) -> int:
+        return sum(run.rows for run in self.rows)
+
+    @property
+    def excluded_rows(self) -> int:
+        return sum(run.rows for run in self.excluded)
+
+
+def people_schema(attributes: Mapping[str, AttributeType]) -> pa.Schema:
+    """A shard's columns, but for those that publication adds."""
+    return pa.schema([f for f in shard_schema(attributes) if f.name not in _AT_PUBLICATION])
+
+
+def range_folder(plan: SnapshotPlan, settings: Settings, index: int) -> Path:
+    return plan.folder(settings) / "ranges" / f"{index:04d}"
+
+
+def read_done(folder: Path) -> RangeDone | None:
+    """``done.json`` of a range's folder; None when the range isn't built."""
+    try:
+        return RangeDone.model_validate_json((folder / DONE_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise SnapshotError(f"{folder / DONE_FILE} is damaged; remove {folder} and build the range again") from None
+
+
+def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: int) -> RangeDone:
+    """Read one range, unless that was done before. Any process may do it, two at once too: the first to finish wins.
+
+    Raises:
+        SnapshotError: no such range, or the plan was published or discarded meanwhile.
+    """
+    ids, folder = plan.range(index), range_folder(plan, settings, index)
+    done = read_done(folder)
+    if done is not None:
+        return done
+    if not plan.path(settings).exists() or load_plan(plan.path(settings)) != plan:
+        raise SnapshotError(f"this plan of the snapshot of {plan} was published or discarded; plan it again")
+    folder.parent.mkdir(exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        temporary.chmod(0o755)
+        done = _write_range(engine, settings, plan, ids, temporary)
+        return _adopt(temporary, folder, done)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_range(engine: Engine, settings: Settings, plan: SnapshotPlan, ids: IdRange, folder: Path) -> RangeDone:
+    read_at, started = now(), time.monotonic()
+    schema = people_schema(plan.inputs.attributes)
+    selected = _Runs(folder, "rows", pa.schema([_SHARD, *schema]))
+    excluded = _Runs(folder, "excluded", pa.schema([_SHARD, *EXCLUDED_SCHEMA]))
+    with read(engine) as connection:
+        for rows in _people(connection, settings, plan, ids):
+            people, barred = _split(rows, schema, plan.shards)
+            selected.add(people)
+            excluded.add(barred)
+    made = RangeDone(
+        index=ids.index,
+        first=ids.first,
+        last=ids.last,
+        as_of=plan.as_of,
+        read_at=read_at,
+        read_s=round(time.monotonic() - started, 3),
+        rows=selected.close(),
+        excluded=excluded.close(),
+    )
+    replace_file(folder / DONE_FILE, made.model_dump_json(indent=1).encode())
+    return made
+
+
+def _adopt(temporary: Path, folder: Path, done: RangeDone) -> RangeDone:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        other = read_done(folder)  # another process built the same range meanwhile
+        if other is None:
+            raise
+        return other
+    sync_folder(folder.parent)
+    return done
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _columns(plan: SnapshotPlan, reasons: ColumnElement[int]) -> list[ColumnElement[Any]]:
+    """In the order of ``people_schema``, the reasons last. ``address`` is as given, made deliverable by ``_split``."""
+    known = catalogue.Catalogue(plan.inputs.attributes).fields
+    used = [known[f"{ATTRIBUTE_PREFIX}{key}"] for key in sorted(plan.inputs.attributes)]
+    c = contacts.c
+    base = [c.id, c.address_hash, c.address_given, c.domain, c.provider]
+    names = [c.given_name, c.family_name, c.locale, c.timezone]
+    return [*base, *names, *(field_expression(f).label(f.name) for f in used), reasons.label("reasons")]
+
+
+def range_statement(plan: SnapshotPlan, known: catalogue.Catalogue, ids: IdRange) -> Select[Any]:
+    """Everybody of one range who matches, barred or not."""
+    barred = exclusions(plan.inputs.list_id)
+    return (
+        select(*_columns(plan, barred.reasons))
+        .select_from(barred.people)
+        .where(contacts.c.id.between(ids.first, min(ids.last, plan.max_contact_id)), where(plan.inputs.rules, known))
+    )
+
+
+def _people(
+    connection: Connection, settings: Settings, plan: SnapshotPlan, ids: IdRange
+) -> Iterator[Sequence[Sequence[Any]]]:
+    if plan.inputs.source == PlanSource.SEEDS:
+        yield from _seeds(connection, settings, plan)
+        return
+    statement = range_statement(plan, catalogue.load(connection), ids)
+    streaming = connection.execution_options(stream_results=True, yield_per=FETCH_ROWS)
+    yield from streaming.execute(statement).partitions()
+
+
+def _seeds(connection: Connection, settings: Settings, plan: SnapshotPlan) -> Iterator[Sequence[Sequence[Any]]]:
+    """The seed list, as rows of ``_columns``: a contact of that address lends its fields, else only a name is known."""
+    identity, barred = settings.identity(), seed_exclusions(plan.inputs.list_id)
+    seeds = connection.execute(
+        select(seed_addresses.c.address, seed_addresses.c.given_name)
+        .where(seed_addresses.c.list_name == plan.inputs.seed_list)
+        .order_by(seed_addresses.c.address)
+    ).all()
+    for address, given_name in seeds:
+        try:
+            known = normalise(address)
+        except AddressError as error:
+            raise SnapshotError(f'seed list "{plan.inputs.seed_list}": an address can\'t be used: {error}') from None
+        address_hash = identity.address_hash(known.normalised)
+        row = _seed_contact(connection, plan, barred, address_hash)
+        if row is None:
+            reasons = _stranger_reasons(connection, plan.inputs.list_id, address_hash, known.domain)
+            nothing: list[Any] = [None] * (3 + len(plan.inputs.attributes))
+            provider = provider_of(known.domain)
+            row = [0, address_hash, known.given, known.domain, provider, given_name, *nothing, reasons]
+        elif row[5] is None:
+            row[5] = given_name
+        yield [row]
+
+
+def _seed_contact(
+    connection: Connection, plan: SnapshotPlan, barred: Exclusions, address_hash: bytes
+) -> list[Any] | None:
+    statement = select(*_columns(plan, barred.reasons)).select_from(barred.people)
+    found = connection.execute(statement.where(contacts.c.address_hash == address_hash)).one_or_none()
+    return None if found is None else list(found)
+
+
+def _stranger_reasons(connection: Connection, list_id: int, address_hash: bytes, domain: str) -> int:
+    reasons = connection.execute(select(by_suppression(list_id, literal(address_hash, LargeBinary())))).scalar_one()
+    named = select(domain_suppressions.c.domain).where(domain_suppressions.c.domain == domain)
+    barred = connection.execute(named).first() is not None
+    return int(reasons) | (int(ExclusionReason.SUPPRESSED_DOMAIN) if barred else 0)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def shard_numbers(hashes: Sequence[bytes], shards: int) -> NDArray[np.uint32]:
+    """First four bytes of each address hash, big-endian, mod ``shards``."""
+    prefix = np.frombuffer(b"".join(hashes), dtype=">u4").reshape(-1, 4)[:, 0]
+    return (prefix % shards).astype(np.uint32)
+
+
+def _split(rows: Sequence[Sequence[Any]], schema: pa.Schema, shards: int) -> tuple[pa.Table, pa.Table]:
+    """Selected people and excluded ones of a batch, each with its shard."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    *values, reasons = columns
+    address = schema.get_field_index("address")
+    for place, given in enumerate(values[address]):
+        try:
+            values[address][place] = normalise(given).deliverable
+        except AddressError:
+            reasons[place] |= ExclusionReason.INVALID_ADDRESS
+    hashes = values[schema.get_field_index("address_hash")]
+    for place, column in enumerate(schema):
+        if pa.types.is_boolean(column.type):
+            values[place] = [None if v is None else bool(v) for v in values[place]]
+    shard = pa.array(shard_numbers(hashes, shards))
+    mask = np.asarray(reasons, dtype=np.int32)
+    arrays = [pa.array(v, column.type) for v, column in zip(values, schema, strict=True)]
+    people = pa.table([shard, *arrays], schema=pa.schema([_SHARD, *schema]))
+    ids = people.column("contact_id")
+    barred = pa.table(
+        [shard, ids, people.column("address_hash"), pa.array(mask)], schema=pa.schema([_SHARD, *EXCLUDED_SCHEMA])
+    )
+    return people.filter(pa.array(mask == 0)), barred.filter(pa.array(mask != 0))
+
+
+@dataclass
+class _Runs:
+    """Collects tables and writes them as runs sorted by shard."""
+
+    folder: Path
+    name: str
+    schema: pa.Schema
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _rows: int = 0
+    _files: list[RunFile] = field(default_factory=list)
+
+    def add(self, table: pa.Table) -> None:
+        if table.num_rows:
+            self._waiting.append(table)
+            self._rows += table.num_rows
+        if self._rows >= RUN_ROWS:
+            self._flush()
+
+    def close(self) -> tuple[RunFile, ...]:
+        if self._rows:
+            self._flush()
+        return tuple(self._files)
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._waiting).sort_by("shard").combine_chunks()
+        path = self.folder / f"{self.name}-{len(self._files)}.arrow"
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, self.schema) as writer:
+            writer.write_table(table)
+        replace_file(path, sink.getvalue().to_pybytes())
+        self._files.append(RunFile(name=path.name, rows=table.num_rows, sha256=sha256_of(path)))
+        self._waiting, self._rows = [], 0

@@ -1,0 +1,297 @@
+"""The snapshot of a send: plan, build each range, publish. Each step can be killed and called again, by any process.
+
+    plan = plan_snapshot(engine, settings, send_id, rules=…, list_id=…, attributes=…, weights=…)
+    for index in range(len(plan.ranges)):      # in parallel, if you like
+        build_range(engine, settings, plan, index)
+    manifest = publish(engine, settings, plan, already)
+
+docs/architecture.md, "Files", has the folders. A seed list takes the same road (``plan_seed_snapshot``).
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, select, update
+
+from mailer_lib.audience import catalogue
+from mailer_lib.audience.counts import matching_statement
+from mailer_lib.audience.criteria import rules_sha256
+from mailer_lib.audience.files import replace_file, sync_folder
+from mailer_lib.audience.manifest import Manifest
+from mailer_lib.audience.plan import (
+    IdRange,
+    Inputs,
+    PlanSource,
+    SnapshotError,
+    SnapshotPlan,
+    check_weights,
+    edition_folder,
+    id_ranges,
+    load_plan,
+    range_count,
+    shard_count,
+    used_attributes,
+)
+from mailer_lib.audience.publication import publish, reopen
+from mailer_lib.audience.ranges import RangeDone, build_range
+from mailer_lib.database.engine import now, read, write
+from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, snapshots
+from mailer_lib.settings import Settings
+from mailer_lib.terms import SnapshotState
+
+__all__ = [
+    "RangeDone",
+    "SnapshotError",
+    "SnapshotPlan",
+    "build",
+    "build_range",
+    "build_seed_snapshot",
+    "load_plan",
+    "plan_seed_snapshot",
+    "plan_snapshot",
+    "publish",
+]
+
+MAX_PLAN_AGE = timedelta(hours=24)  # an unpublished plan that is older would leave out whom a day brought
+
+
+def plan_snapshot(
+    engine: Engine,
+    settings: Settings,
+    send_id: int,
+    *,
+    rules: Any,
+    list_id: int,
+    attributes: Sequence[str] = (),
+    weights: Sequence[int] = (1,),
+    criteria_name: str = "",
+) -> SnapshotPlan:
+    """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
+
+    A plan that is being built already is returned as it is, when it was made for the same inputs less than a day ago;
+    otherwise it is discarded with all that was built. After a published phase the next one is planned.
+
+    Args:
+        rules: the tree of the sample criteria.
+        list_id: list of the campaign: consent is judged by it.
+        attributes: keys that template or criteria need in the shards.
+        weights: of the variants, in their order.
+        criteria_name: under which ``rules`` are stored, for the manifest.
+
+    Raises:
+        SnapshotError: no such send, an attribute that isn't declared, wrong weights.
+        CriteriaError: the rules can't be used.
+    """
+    with read(engine) as connection:
+        known = catalogue.load(connection)
+        matching = matching_statement(rules, known)  # checks the rules before anything is written
+    inputs = Inputs(
+        source=PlanSource.CRITERIA,
+        criteria_name=criteria_name,
+        rules=rules,
+        rules_sha256=rules_sha256(rules),
+        list_id=list_id,
+        attributes=used_attributes(attributes, known.attributes),
+        weights=check_weights(weights),
+    )
+
+    def measure(connection: Connection) -> _Extent:
+        first, last = connection.execute(select(func.min(contacts.c.id), func.max(contacts.c.id))).one()
+        if last is None:
+            return _Extent(0, 0, ())
+        count = connection.execute(matching.where(contacts.c.id <= last)).scalar_one()
+        return _Extent(int(last), count, id_ranges(int(first), int(last), range_count(count)))
+
+    return _plan(engine, settings, send_id, inputs, measure)
+
+
+def plan_seed_snapshot(
+    engine: Engine,
+    settings: Settings,
+    send_id: int,
+    *,
+    seed_list: str,
+    list_id: int,
+    attributes: Sequence[str] = (),
+    weights: Sequence[int] = (1,),
+) -> SnapshotPlan:
+    """A plan with one range: the addresses of a seed list, for mode ``test``.
+
+    Seeds need no subscription; one who unsubscribed or is suppressed is left out as anybody. A seed who is a contact
+    lends name and attributes; for others the message's defaults stand in.
+
+    Raises:
+        SnapshotError: no such send or seed list, an attribute that isn't declared, wrong weights.
+    """
+    with read(engine) as connection:
+        known = catalogue.load(connection)
+        seeds = connection.execute(
+            select(func.count()).select_from(seed_addresses).where(seed_addresses.c.list_name == seed_list)
+        ).scalar_one()
+    if not seeds:
+        raise SnapshotError(f'the seed list "{seed_list}" is empty; fill it with `mailfleet seeds`')
+    inputs = Inputs(
+        source=PlanSource.SEEDS,
+        seed_list=seed_list,
+        rules_sha256=rules_sha256(None),
+        list_id=list_id,
+        attributes=used_attributes(attributes, known.attributes),
+        weights=check_weights(weights),
+    )
+
+    def measure(connection: Connection) -> _Extent:
+        last = connection.execute(select(func.coalesce(func.max(contacts.c.id), 0))).scalar_one()
+        return _Extent(int(last), seeds, (IdRange(index=0, first=0, last=int(last)),))
+
+    return _plan(engine, settings, send_id, inputs, measure)
+
+
+def build(
+    engine: Engine,
+    settings: Settings,
+    plan: SnapshotPlan,
+    already: Collection[bytes] = (),
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Manifest:
+    """Every range in this process, then publish. ``progress`` hears how many ranges of how many are built."""
+    for done, ids in enumerate(plan.ranges):
+        progress(done, len(plan.ranges))
+        build_range(engine, settings, plan, ids.index)
+    progress(len(plan.ranges), len(plan.ranges))
+    return publish(engine, settings, plan, already)
+
+
+def build_seed_snapshot(
+    engine: Engine,
+    settings: Settings,
+    send_id: int,
+    *,
+    seed_list: str,
+    list_id: int,
+    attributes: Sequence[str] = (),
+    weights: Sequence[int] = (1,),
+    already: Collection[bytes] = (),
+) -> Manifest:
+    """``plan_seed_snapshot``, its range, and ``publish``."""
+    plan = plan_seed_snapshot(
+        engine, settings, send_id, seed_list=seed_list, list_id=list_id, attributes=attributes, weights=weights
+    )
+    return build(engine, settings, plan, already)
+
+
+# --- planning ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Extent:
+    max_contact_id: int
+    matching: int
+    ranges: tuple[IdRange, ...]
+
+
+def _plan(
+    engine: Engine, settings: Settings, send_id: int, inputs: Inputs, measure: Callable[[Connection], _Extent]
+) -> SnapshotPlan:
+    with read(engine) as connection:
+        campaign, edition = _name(connection, send_id)
+        phase, building = _phase(connection, send_id)
+    home = edition_folder(settings, campaign, edition)
+    folder, published = home / f".building-{phase}", home / str(phase)
+    if published.exists():
+        if not building:
+            raise SnapshotError(
+                f"{published} exists, but the database knows no such snapshot (was an older backup restored?); move it "
+                "away"
+            )
+        reopen(folder, published)
+    plan = _resumable(folder / "plan.json", send_id, inputs)
+    if plan is None:
+        _discard(folder)
+        folder.mkdir(parents=True)
+        sync_folder(folder.parent)
+        with read(engine) as connection:
+            extent, as_of = measure(connection), now()
+        plan = SnapshotPlan(
+            send_id=send_id,
+            campaign=campaign,
+            edition=edition,
+            phase=phase,
+            inputs=inputs,
+            as_of=as_of,
+            max_contact_id=extent.max_contact_id,
+            matching=extent.matching,
+            shards=shard_count(extent.matching, settings.shard_rows),
+            ranges=extent.ranges,
+        )
+        replace_file(plan.path(settings), plan.model_dump_json(indent=1).encode())
+    _record(engine, plan, settings)
+    return plan
+
+
+def _name(connection: Connection, send_id: int) -> tuple[str, str]:
+    row = connection.execute(
+        select(campaigns.c.name, sends.c.edition)
+        .join_from(sends, campaigns, sends.c.campaign_id == campaigns.c.id)
+        .where(sends.c.id == send_id)
+    ).one_or_none()
+    if row is None:
+        raise SnapshotError(f"there is no send with the id {send_id}")
+    return row.name, row.edition
+
+
+def _phase(connection: Connection, send_id: int) -> tuple[int, bool]:
+    """The phase to plan, and whether the database has it as being built already."""
+    newest = connection.execute(
+        select(snapshots.c.phase, snapshots.c.state)
+        .where(snapshots.c.send_id == send_id)
+        .order_by(snapshots.c.phase.desc())
+        .limit(1)
+    ).one_or_none()
+    if newest is None:
+        return 1, False
+    building = newest.state == SnapshotState.BUILDING
+    return (newest.phase if building else newest.phase + 1), building
+
+
+def _resumable(path: Path, send_id: int, inputs: Inputs) -> SnapshotPlan | None:
+    if not path.exists():
+        return None
+    try:
+        plan = load_plan(path)
+    except SnapshotError:
+        return None
+    fresh = _age(plan.as_of) < MAX_PLAN_AGE
+    return plan if plan.send_id == send_id and plan.inputs == inputs and fresh else None
+
+
+def _age(moment: datetime) -> timedelta:
+    return now() - moment
+
+
+def _discard(folder: Path) -> None:
+    """Take it out of sight in one rename, so that a kill can't leave half a range with its ``done.json``."""
+    if folder.exists():
+        away = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".discarded-"))
+        folder.rename(away / folder.name)
+    for left in folder.parent.glob(".discarded-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _record(engine: Engine, plan: SnapshotPlan, settings: Settings) -> None:
+    mine = (snapshots.c.send_id == plan.send_id, snapshots.c.phase == plan.phase)
+    values = {"as_of": plan.as_of, "max_contact_id": plan.max_contact_id}
+    path = str(plan.published_folder(settings).relative_to(settings.storage))
+    with write(engine) as connection:
+        state = connection.execute(select(snapshots.c.state).where(*mine)).scalar_one_or_none()
+        if state is None:
+            made = {"send_id": plan.send_id, "phase": plan.phase, "state": SnapshotState.BUILDING, "path": path}
+            connection.execute(insert(snapshots).values(**made, **values, created_at=now()))
+        elif state == SnapshotState.PUBLISHED:
+            raise SnapshotError(f"the snapshot of {plan} was published by somebody else meanwhile")
+        else:
+            connection.execute(update(snapshots).where(*mine).values(values))

@@ -1,0 +1,143 @@
+"""Is a published snapshot what its manifest says, and does it keep its promises?"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.files import sha256_of
+from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, column_of
+from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.plan import SnapshotError
+from mailer_lib.message.shards import ShardError, shard_table
+from mailer_lib.terms import ExclusionReason
+
+_HASH = np.dtype("V16")
+_NOBODY: NDArray[np.void] = np.empty(0, _HASH)
+
+
+def verify(folder: Path) -> list[str]:
+    """Problems of a published snapshot, as sentences; none: it is sound.
+
+    Checked: every file's presence, checksum, columns and rows; each row in its own shard; no message key twice in all
+    shards; nobody both in a shard and excluded (but for a second contact with the same address); the counts.
+    """
+    try:
+        manifest = manifests.load(folder)
+    except SnapshotError as error:
+        return [str(error)]
+    return list(_problems(folder, manifest))
+
+
+def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    yield from _strangers(folder, manifest)
+    people: list[NDArray[np.void]] = []
+    keys: list[NDArray[np.void]] = []
+    rows = 0
+    for entry in manifest.shards:
+        found = _Found(*_damage(folder, entry))
+        yield from found.problems
+        if found.readable:
+            try:
+                table = shard_table(folder / entry.path)
+            except ShardError as error:
+                yield str(error)
+                continue
+            yield from _shard_problems(entry, table, manifest)
+            people.append(_column(table, "address_hash"))
+            keys.append(_column(table, "message_key"))
+            rows += table.num_rows
+    barred: list[NDArray[np.void]] = []
+    excluded = 0
+    for file in manifest.excluded:
+        found = _Found(*_damage(folder, file))
+        yield from found.problems
+        if found.readable:
+            table = pq.read_table(folder / file.path)
+            if table.schema.names != EXCLUDED_SCHEMA.names or table.num_rows != file.rows:
+                yield f"{file.path}: has {table.num_rows} rows of {table.schema.names}, not {file.rows}"
+                continue
+            yield from _unreasoned(file, table)
+            excluded += table.num_rows
+            same_address = np.asarray(column_of(table, "reasons")) & int(ExclusionReason.DUPLICATE)
+            barred.append(_column(table, "address_hash")[same_address == 0])
+    yield from _person_problems(_join(people), _join(keys), _join(barred))
+    counts = manifest.counts
+    if (rows, excluded, rows + excluded) != (counts.frozen, counts.excluded, counts.matching):
+        yield (
+            f"the files hold {rows} frozen and {excluded} excluded people; the manifest says {counts.frozen} and "
+            f"{counts.excluded} of {counts.matching}"
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    readable: bool
+    problems: tuple[str, ...]
+
+
+def _damage(folder: Path, entry: FileEntry) -> tuple[bool, tuple[str, ...]]:
+    path = folder / entry.path
+    if not path.is_file():
+        return False, (f"{entry.path}: the file is missing",)
+    if sha256_of(path) != entry.sha256:
+        return False, (f"{entry.path}: the checksum isn't the manifest's; the file was changed",)
+    return True, ()
+
+
+def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    known = {entry.path for entry in (*manifest.shards, *manifest.excluded)}
+    for pattern in ("shard=*/*", "excluded/*"):
+        for path in sorted(folder.glob(pattern)):
+            if str(path.relative_to(folder)) not in known:
+                yield f"{path.relative_to(folder)}: the manifest doesn't know this file"
+
+
+def _shard_problems(entry: ShardEntry, table: pa.Table, manifest: Manifest) -> Iterator[str]:
+    if table.num_rows != entry.rows:
+        yield f"{entry.path}: has {table.num_rows} rows, not {entry.rows}"
+    columns = [(f.name, str(f.type)) for f in table.schema]
+    if columns != [(c.name, c.type) for c in manifest.columns]:
+        yield f"{entry.path}: its columns aren't those of the manifest"
+    prefix = _column(table, "address_hash").view(">u4").reshape(-1, 4)[:, 0]
+    astray = int(np.count_nonzero(prefix % manifest.shard_count != entry.number))
+    if astray:
+        yield f"{entry.path}: {astray} rows belong to other shards"
+
+
+def _unreasoned(entry: FileEntry, table: pa.Table) -> Iterator[str]:
+    without = sum(1 for mask in column_of(table, "reasons") if not mask)
+    if without:
+        yield f"{entry.path}: {without} rows have no reason"
+
+
+def _person_problems(people: NDArray[np.void], keys: NDArray[np.void], barred: NDArray[np.void]) -> Iterator[str]:
+    twice = len(keys) - len(_unique(keys))
+    if twice:
+        yield f"{twice} message keys stand in more than one row"
+    both = len(np.intersect1d(_comparable(people), _comparable(barred)))
+    if both:
+        yield f"{both} people are both in a shard and excluded"
+
+
+def _column(table: pa.Table, name: str) -> NDArray[np.void]:
+    values: Iterable[bytes] = column_of(table, name)
+    return np.frombuffer(b"".join(values), _HASH)
+
+
+def _join(parts: list[NDArray[np.void]]) -> NDArray[np.void]:
+    return np.concatenate(parts) if parts else _NOBODY
+
+
+def _comparable(hashes: NDArray[np.void]) -> NDArray[np.void]:
+    """numpy sorts structured values, but not bare void ones."""
+    return np.ascontiguousarray(hashes).view([("high", ">u8"), ("low", ">u8")]).reshape(-1)
+
+
+def _unique(hashes: NDArray[np.void]) -> NDArray[np.void]:
+    return np.unique(_comparable(hashes))

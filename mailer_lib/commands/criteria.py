@@ -1,0 +1,116 @@
+"""``mailfleet criteria``: stored sample criteria."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mailer_lib.commands.context import console, open_context
+from mailer_lib.commands.errors import CommandError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(help="Stored sample criteria: who is to be picked.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Name of the criteria.")]
+ListName = Annotated[str | None, typer.Option("--list", help="Judge consent by this list; the only list by default.")]
+
+
+@app.command()
+def save(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="Rule tree, JSON as react-querybuilder writes it.")],
+    description: Annotated[str | None, typer.Option(help="A sentence for colleagues.")] = None,
+) -> None:
+    """Check a rule tree and store it, over what the name held before."""
+    from mailer_lib.audience import catalogue, criteria
+    from mailer_lib.audience.rules import CriteriaError
+    from mailer_lib.database.engine import write
+
+    text = file.read_bytes()
+    with open_context() as context:
+        try:
+            tree = criteria.read_tree(text)
+            with write(context.engine) as connection:
+                known = catalogue.load(connection)
+                new = criteria.save(connection, known, name, tree, actor=context.actor, description=description)
+        except CriteriaError as error:
+            raise CommandError("\n".join(f"{file}: {problem}" for problem in error.problems)) from None
+    console().print(f'criteria "{name}" {"stored" if new else "replaced"}')
+
+
+@app.command()
+def count(name: Name, list_name: ListName = None) -> None:
+    """How many match today; of these, how many may be mailed, and why the others not."""
+    from mailer_lib.audience import catalogue, counts, criteria
+    from mailer_lib.database.engine import read
+
+    with open_context() as context, read(context.engine) as connection:
+        stored, known = criteria.load(connection, name), catalogue.load(connection)
+        chosen, list_id = _list(known.lists, list_name)
+        found = counts.count(connection, stored.rules, known, list_id)
+    output = console()
+    output.print(f"matching  {found.matching:>10,}")
+    output.print(f'mailable  {found.mailable:>10,}  by the list "{chosen}"')
+    output.print(f"barred    {found.barred:>10,}" + ("  a person may have several reasons:" if found.barred else ""))
+    for reason, people in found.by_reason.items():
+        output.print(f"          {people:>10,}  {reason}")
+
+
+@app.command()
+def sql(name: Name) -> None:
+    """The SQL that picks them, with its bound values."""
+    from sqlalchemy import select
+
+    from mailer_lib.audience import catalogue, criteria
+    from mailer_lib.database.engine import read
+    from mailer_lib.database.schema import contacts
+
+    with open_context() as context, read(context.engine) as connection:
+        tree = criteria.load(connection, name).rules
+        statement = select(contacts.c.id).where(criteria.where(tree, catalogue.load(connection)))
+        compiled = statement.compile(context.engine, compile_kwargs={"render_postcompile": True})
+    typer.echo(str(compiled))
+    names = list(compiled.positiontup or compiled.params)
+    for place, bound in enumerate(names, 1):
+        typer.echo(f"-- {place}: {compiled.params[bound]!r}")
+
+
+@app.command()
+def show(name: Name) -> None:
+    """The rule tree, as `criteria save` takes it."""
+    import json
+
+    from mailer_lib.audience import criteria
+    from mailer_lib.database.engine import read
+
+    with open_context() as context, read(context.engine) as connection:
+        stored = criteria.load(connection, name)
+    typer.echo(json.dumps(stored.rules, indent=2, ensure_ascii=False))
+
+
+@app.command("list")
+def list_() -> None:
+    """All criteria: name, when and by whom they were saved."""
+    from mailer_lib.audience import criteria
+    from mailer_lib.database.engine import read
+
+    with open_context() as context, read(context.engine) as connection:
+        found = criteria.stored(connection)
+    for each in found:
+        tail = f"  {each.description}" if each.description else ""
+        typer.echo(f"{each.name}  {each.updated_at:%Y-%m-%d %H:%M} UTC  {each.updated_by}{tail}")
+    if not found:
+        typer.echo("no criteria are stored yet; `mailfleet criteria save NAME FILE.json` stores some")
+
+
+def _list(lists: "dict[str, int] | object", name: str | None) -> tuple[str, int]:
+    assert isinstance(lists, dict)
+    if name is None:
+        if len(lists) == 1:
+            return next(iter(lists.items()))
+        raise CommandError(f"say by which list consent is judged: --list {' or '.join(lists) or '(there is none yet)'}")
+    if name not in lists:
+        raise CommandError(f'there is no list "{name}"; there are: {", ".join(lists) or "none yet"}')
+    return name, lists[name]
