@@ -87,7 +87,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Man
         published_at=now(),
         shard_count=runs.shard_count,
         columns=tuple(manifests.ColumnEntry(name=f.name, type=str(f.type)) for f in schema),
-        ranges=tuple(_range_read(done) for done in runs.done),
+        ranges=tuple(done.summary for done in runs.done),
         shards=tuple(entries),
         excluded=tuple(excluded),
         counts=tally.counts(),
@@ -129,20 +129,6 @@ def _mark_sent(excluded: pa.Table, send_key: bytes, already: Set[bytes]) -> pa.T
         for mask, address_hash in zip(reasons, hashes, strict=True)
     ]
     return excluded.set_column(2, EXCLUDED_SCHEMA.field(2), pa.array(marked, pa.int32()))
-
-
-def _range_read(done: RangeDone) -> manifests.RangeRead:
-    selected, excluded = done.selected_rows, done.excluded_rows
-    return manifests.RangeRead(
-        index=done.index,
-        first=done.first,
-        last=done.last,
-        read_at=done.read_at,
-        read_s=done.read_s,
-        matched=selected + excluded,
-        selected=selected,
-        excluded=excluded,
-    )
 
 
 @dataclass

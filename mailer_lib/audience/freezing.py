@@ -11,7 +11,7 @@ import pyarrow as pa
 from mailer_lib.identity import message_key
 from mailer_lib.terms import ExclusionReason
 
-_EXCLUDED_FIELDS: list[pa.Field[Any]] = [
+_EXCLUDED_FIELDS: "list[pa.Field[Any]]" = [
     pa.field("contact_id", pa.int64(), nullable=False),
     pa.field("address_hash", pa.binary(16), nullable=False),
     pa.field("reasons", pa.int32(), nullable=False),  # bitmask of terms.ExclusionReason

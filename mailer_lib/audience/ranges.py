@@ -24,11 +24,13 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, literal, selec
 from sqlalchemy.types import LargeBinary
 
 from mailer_lib.audience import catalogue
+from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.criteria import where
 from mailer_lib.audience.exclusions import Exclusions, by_suppression, exclusions, seed_exclusions
 from mailer_lib.audience.expressions import field_expression
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
+from mailer_lib.audience.manifest import MANIFEST_FILE, RangeRead
 from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
 from mailer_lib.contacts.address import AddressError, normalise
 from mailer_lib.contacts.providers import provider_of
@@ -70,12 +72,19 @@ class RangeDone(BaseModel):
     excluded: tuple[RunFile, ...]
 
     @property
-    def selected_rows(self) -> int:
-        return sum(run.rows for run in self.rows)
-
-    @property
-    def excluded_rows(self) -> int:
-        return sum(run.rows for run in self.excluded)
+    def summary(self) -> RangeRead:
+        """As the manifest has it."""
+        selected, excluded = sum(run.rows for run in self.rows), sum(run.rows for run in self.excluded)
+        return RangeRead(
+            index=self.index,
+            first=self.first,
+            last=self.last,
+            read_at=self.read_at,
+            read_s=self.read_s,
+            matched=selected + excluded,
+            selected=selected,
+            excluded=excluded,
+        )
 
 
 def people_schema(attributes: Mapping[str, AttributeType]) -> pa.Schema:
@@ -97,24 +106,29 @@ def read_done(folder: Path) -> RangeDone | None:
         raise SnapshotError(f"{folder / DONE_FILE} is damaged; remove {folder} and build the range again") from None
 
 
-def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: int) -> RangeDone:
+def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: int) -> RangeRead:
     """Read one range, unless that was done before. Any process may do it, two at once too: the first to finish wins.
 
     Raises:
-        SnapshotError: no such range, or the plan was published or discarded meanwhile.
+        SnapshotError: no such range, or the plan was discarded meanwhile.
     """
     ids, folder = plan.range(index), range_folder(plan, settings, index)
+    published = plan.published_folder(settings)
+    if (published / MANIFEST_FILE).exists():
+        manifest = manifests.load(published)
+        if manifest.as_of == plan.as_of and manifest.send_id == plan.send_id:
+            return manifest.ranges[index]
     done = read_done(folder)
-    if done is not None:
-        return done
+    if done is not None and done.as_of == plan.as_of:
+        return done.summary
     if not plan.path(settings).exists() or load_plan(plan.path(settings)) != plan:
-        raise SnapshotError(f"this plan of the snapshot of {plan} was published or discarded; plan it again")
+        raise SnapshotError(f"this plan of the snapshot of {plan} was discarded; plan it again")
     folder.parent.mkdir(exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         temporary.chmod(0o755)
         done = _write_range(engine, settings, plan, ids, temporary)
-        return _adopt(temporary, folder, done)
+        return _adopt(temporary, folder, done).summary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

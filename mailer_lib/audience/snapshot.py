@@ -22,7 +22,7 @@ from mailer_lib.audience import catalogue
 from mailer_lib.audience.counts import matching_statement
 from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.files import replace_file, sync_folder
-from mailer_lib.audience.manifest import Manifest
+from mailer_lib.audience.manifest import Manifest, RangeRead
 from mailer_lib.audience.plan import (
     IdRange,
     Inputs,
@@ -38,14 +38,14 @@ from mailer_lib.audience.plan import (
     used_attributes,
 )
 from mailer_lib.audience.publication import publish, reopen
-from mailer_lib.audience.ranges import RangeDone, build_range
+from mailer_lib.audience.ranges import build_range
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, snapshots
 from mailer_lib.settings import Settings
 from mailer_lib.terms import SnapshotState
 
 __all__ = [
-    "RangeDone",
+    "RangeRead",
     "SnapshotError",
     "SnapshotPlan",
     "build",
