@@ -32,15 +32,14 @@ def show(request: Request) -> Response:
     door = doors(request)
     token = door.token(request, TokenKind.CONFIRM)
     with read(door.engine) as connection:
-        row = connection.execute(
-            select(lists.c.title, contacts.c.address_given, contacts.c.locale).where(
-                lists.c.id == token.send_id, contacts.c.address_hash == token.message_key
-            )
+        title = connection.scalar(select(lists.c.title).where(lists.c.id == token.send_id))
+        person = connection.execute(
+            select(contacts.c.address_given, contacts.c.locale).where(contacts.c.address_hash == token.message_key)
         ).first()
-    words = texts(request, row.locale if row else None)
-    if row is None:
+    words = texts(request, person.locale if person else None)
+    if title is None or person is None:
         return pages.note(words, words.nobody_title, words.nobody, status=410)
-    intro = words.confirm_intro.format(list=row.title, address=masked(row.address_given))
+    intro = words.confirm_intro.format(list=title, address=masked(person.address_given))
     return pages.page("confirm", words, intro=intro)
 
 
@@ -49,13 +48,12 @@ def confirm(request: Request) -> Response:
     token = door.token(request, TokenKind.CONFIRM)
     user_agent = request.headers.get("user-agent", "")[:150]
     with write(door.engine) as connection:
-        found = connection.execute(
-            select(lists.c.title, contacts.c.locale)
-            .where(lists.c.id == token.send_id, contacts.c.address_hash == token.message_key)
-            .with_for_update()
+        person = connection.execute(  # locked: the same link pressed twice is one confirmation
+            select(contacts.c.locale).where(contacts.c.address_hash == token.message_key).with_for_update()
         ).first()
+        title = connection.scalar(select(lists.c.title).where(lists.c.id == token.send_id))
         answer = Answer.NOBODY
-        if found is not None:
+        if person is not None and title is not None:
             answer = _confirm(
                 connection,
                 address_hash=token.message_key,
@@ -63,7 +61,7 @@ def confirm(request: Request) -> Response:
                 source=f"confirmation mail, user agent {user_agent or 'not given'}",
                 ip=client_ip(request),
             )
-    return _say(texts(request, found.locale if found else None), answer, found.title if found else "")
+    return _say(texts(request, person.locale if person else None), answer, title or "")
 
 
 def _confirm(connection: Connection, *, address_hash: bytes, list_id: int, source: str, ip: str | None) -> Answer:
