@@ -46,9 +46,7 @@ class AirflowApi:
             if errors:
                 raise AirflowApiError(f"{errors[0]['filename']} can't be read:\n{errors[0]['stack_trace']}")
             if time.monotonic() > deadline:
-                raise AirflowApiError(
-                    f"Airflow doesn't know {', '.join(sorted(wanted - found))} yet"
-                )
+                raise AirflowApiError(f"Airflow doesn't know {', '.join(sorted(wanted - found))} yet")
             time.sleep(0.3)
 
     def make_pool(self, name: str, slots: int) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-MARKER = "MAILFLEET_PROCESSES"
+MARKER = "FJORD_AND_FERN_PROCESSES"  # agents don't inherit MAILFLEET_… and AIRFLOW_…
 TERM_WAIT_S = 15.0
 KILL_WAIT_S = 5.0
 

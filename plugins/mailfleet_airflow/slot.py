@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from mailfleet_airflow.installation import installation
@@ -53,9 +53,8 @@ class DispatchSlotOperator(BaseOperator):
         self._stop.set()
 
     def _run(self, context: Context) -> dict[str, Any]:
-        from mailer_lib.dispatch.slot import run_slot
-
         from mailer_lib.dispatch.plan import Slot
+        from mailer_lib.dispatch.slot import SlotState, run_slot
 
         engine, settings = installation()
         context["server_label"] = self.slot["label"]  # type: ignore[typeddict-unknown-key]
@@ -64,18 +63,19 @@ class DispatchSlotOperator(BaseOperator):
             settings,
             self.send["send_id"],
             Slot(**self.slot),
-            on_progress=self.log.info,
+            on_progress=lambda progress: self.log.info("%s", progress),
             should_stop=self._stop.is_set,
             claim=self.send["claim"],
         )
-        if self._stop.is_set():
-            raise AirflowException(f"{self.slot['label']} was stopped: {report.reason or 'the task was killed'}")
-        if report.state == "idle":
-            self.log.info("Nothing to do for %s: %s. Waiting deferred.", self.slot["label"], report.reason)
+        sentence = f"{report.label}: {report.state}{', ' + report.reason if report.reason else ''}"
+        self.log.info("%s; %d injected", sentence, report.injected)
+        if report.state is SlotState.IDLE:
             self.defer(trigger=SlotWaitTrigger(send_id=self.send["send_id"]), method_name="resume")
-        if report.state == "failed":
-            raise AirflowException(f"{self.slot['label']}: {report.reason}")
-        return {"label": report.label, "state": str(report.state), "injected": report.injected}
+        if report.state is SlotState.FAILED or self._stop.is_set():
+            raise AirflowException(sentence)
+        if report.state is SlotState.LEFT:  # another execution took the send over: a retry would disturb it
+            raise AirflowFailException(sentence)
+        return {"label": report.label, "state": str(report.state), "reason": report.reason, "injected": report.injected}
 
 
 class SlotWaitTrigger(BaseTrigger):
