@@ -9,7 +9,7 @@ import os
 import secrets
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from mailer_lib.identity import IdentityKey
 
 KEY_BYTES = 32
+_DATABASE_URLS = ("sqlite:///", "mysql+mysqldb://")
 
 
 class SettingsError(ValueError):
@@ -24,31 +25,63 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MAILFLEET_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MAILFLEET_",
+        env_ignore_empty=True,  # compose files pass on what nobody set as empty text
+        hide_input_in_errors=True,
+        extra="ignore",
+        frozen=True,
+    )
 
     home: Annotated[Path, Field(description="folder of the embedded database, keys, snapshots and jobs")] = Path("var")
     database_url: Annotated[
         SecretStr | None, Field(description="SQLAlchemy URL of the central database; SQLite below home by default")
     ] = None
     storage_dir: Annotated[Path | None, Field(description="snapshot store; home/storage by default")] = None
-    identity_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/identity.key")] = None
-    token_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/token.key")] = None
+    identity_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/identity.key by default")] = (
+        None
+    )
+    token_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/token.key by default")] = None
     public_url: Annotated[
         AnyHttpUrl, Field(description="where recipients reach `mailfleet serve`: links, pixel, unsubscribe")
     ] = AnyHttpUrl("http://127.0.0.1:8025")
-    serve_host: str = "127.0.0.1"
-    serve_port: Annotated[int, Field(ge=1, le=65535)] = 8025
-    sink_host: str = "127.0.0.1"
-    sink_port: Annotated[int, Field(ge=1, le=65535)] = 2525
+    serve_host: Annotated[str, Field(description="address that `mailfleet serve` listens on")] = "127.0.0.1"
+    serve_port: Annotated[int, Field(ge=1, le=65535, description="its port")] = 8025
+    sink_host: Annotated[str, Field(description="address that the development sink listens on")] = "127.0.0.1"
+    sink_port: Annotated[int, Field(ge=1, le=65535, description="its first port")] = 2525
     shard_rows: Annotated[int, Field(ge=1, le=5000, description="aim for the rows of a shard")] = 2000
     grant_s: Annotated[float, Field(gt=0, le=60, description="a grant covers this much sending")] = 10.0
     approver_must_differ: Annotated[bool, Field(description="who launches a send can't approve it")] = False
-    log_level: str = "INFO"
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="how much commands log, on stderr")
+    ] = "INFO"
 
     @field_validator("home", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _known_database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(_DATABASE_URLS):
+            raise ValueError(
+                "must begin with sqlite:/// and a path, or be mysql+mysqldb://USER:PASSWORD@HOST/NAME "
+                "(MySQL and MariaDB, through mysqlclient)"
+            )
+        return value
+
+    @field_validator("public_url", mode="after")
+    @classmethod
+    def _is_a_base(cls, value: AnyHttpUrl) -> AnyHttpUrl:
+        if value.query or value.fragment:
+            raise ValueError("must be the base of links, without ? and #")
+        return value
 
     @field_validator("identity_key", "token_key", mode="after")
     @classmethod
@@ -141,5 +174,8 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = [f"MAILFLEET_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg']}" for e in error.errors()]
+        lines = [
+            f"MAILFLEET_{'_'.join(str(p) for p in e['loc']).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_input=False)  # it may be a secret
+        ]
         raise SettingsError("wrong settings:\n  " + "\n  ".join(lines)) from None

@@ -60,6 +60,16 @@ def read(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A transaction for reading a lot: all its queries see the same moment, and rows are streamed."""
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+    with engine.connect() as connection:
+        connection = connection.execution_options(yield_per=2000, **level)
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
     """A short transaction for writing: committed at the end, rolled back by an exception."""
     with engine.connect().execution_options(mailfleet_write=True) as connection, connection.begin():
