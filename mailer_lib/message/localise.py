@@ -1,14 +1,14 @@
 """Numbers and dates the way a recipient's language writes them: small, the same on every machine, no locale data.
 
 ``{{ contact.points|number }}``, ``{{ contact.customer_since|date }}``. The language is the recipient's ``locale``
-(BCP 47); one that isn't listed gets the form that can't be misread (1 234.5 and 2026-11-24).
+(BCP 47) unless the template names one; one that isn't listed gets the form that can't be misread (1 234.5 and 2026-11-24).
 """
 
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from jinja2 import Undefined, pass_context
+from jinja2 import pass_context
 from jinja2.runtime import Context
 
 _NARROW_SPACE = "\u202f"
@@ -58,18 +58,20 @@ def long_date(value: date, language: str) -> str:
 
 
 @pass_context
-def number_filter(context: Context, value: Any, decimals: int | None = None) -> Any:
-    if isinstance(value, Undefined) or isinstance(value, bool) or not isinstance(value, int | float):
+def number_filter(context: Context, value: Any, decimals: int | None = None, language: str | None = None) -> Any:
+    """``{{ x|number }}``, ``{{ x|number(2) }}``, ``{{ x|number(language="en") }}``; what isn't a number stays as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    return number(value, language_of(context), decimals)
+    return number(value, language or language_of(context), decimals)
 
 
 @pass_context
-def date_filter(context: Context, value: Any) -> Any:
-    if not isinstance(value, str) or len(value) < len("2026-11-24"):
+def date_filter(context: Context, value: Any, language: str | None = None) -> Any:
+    """``{{ x|date }}``, ``{{ x|date("en") }}`` for ISO 8601 text; anything else stays as it is."""
+    if not isinstance(value, str):
         return value
     try:
-        return long_date(date.fromisoformat(value[:10]), language_of(context))
+        return long_date(date.fromisoformat(value[:10]), language or language_of(context))
     except ValueError:
         return value
 

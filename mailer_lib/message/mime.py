@@ -9,7 +9,7 @@ Headers: RFC 2047 encoded-words. Whatever comes from data is cleaned first: a CR
 never reaches a header.
 """
 
-import base64
+import binascii
 import re
 
 SOFT_BREAK = b"=\r\n"
@@ -110,27 +110,21 @@ def mailbox(name: str, address: str, name_chars: int) -> str:
 
 def encoded_words(text: str, name_chars: int) -> str:
     """RFC 2047 "B" words, each of whole characters, one a line."""
-    words: list[str] = []
-    room = _base64_room(HEADER_LINE_CHARS - name_chars)
-    chunk, used = [], 0
-    for character in text:
-        size = len(character.encode("utf-8", "replace"))
-        if used + size > room and chunk:
-            words.append(_encoded_word("".join(chunk)))
-            chunk, used, room = [], 0, _base64_room(HEADER_LINE_CHARS - 1)
-        chunk.append(character)
-        used += size
-    words.append(_encoded_word("".join(chunk)))
-    return "\r\n ".join(words)
+    raw = text.encode("utf-8", "replace")
+    words, start, room = [], 0, _base64_room(HEADER_LINE_CHARS - name_chars)
+    while True:
+        end = start + room
+        while end < len(raw) and raw[end] & 0xC0 == 0x80:  # a continuation byte: not between characters
+            end -= 1
+        words.append(f"=?utf-8?b?{binascii.b2a_base64(raw[start:end], newline=False).decode()}?=")
+        if end >= len(raw):
+            return _FOLDED.join(words)
+        start, room = end, _base64_room(HEADER_LINE_CHARS - 1)
 
 
 def _base64_room(chars: int) -> int:
     """Bytes that fit an encoded-word of so many characters."""
     return max(4, (min(chars, ENCODED_WORD_CHARS) - len("=?utf-8?b??=")) // 4 * 3)
-
-
-def _encoded_word(text: str) -> str:
-    return f"=?utf-8?b?{base64.b64encode(text.encode('utf-8', 'replace')).decode()}?="
 
 
 def _fold(words: list[str], name_chars: int) -> str:
