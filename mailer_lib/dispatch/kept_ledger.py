@@ -37,6 +37,8 @@ class KeptLedger:
             LedgerError: the agent's ledger is shorter than what was accounted for, or damaged.
         """
         offset = self.lease.ledger_bytes
+        if self.final.exists():  # complete, and its lease was about to be settled
+            return LedgerDelta([], offset)
         self.syncing.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.syncing, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:

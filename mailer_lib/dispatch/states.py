@@ -66,7 +66,7 @@ def reopen(phase: PhaseFacts, *, approval_valid: bool) -> Reopening:
 
 
 def final_state(
-    mode: SendMode, *, began: bool, unsettled_rows: int, stopped: bool, expired_rows: int, reason: str | None
+    mode: SendMode, *, unsettled_rows: int, stopped: bool, expired_rows: int, reason: str | None
 ) -> SendState:
     """How a send ends. ``reason``: why it failed, None when nothing went wrong.
 

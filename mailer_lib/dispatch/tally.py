@@ -1,7 +1,7 @@
 """From ledger records to numbers: outcomes, hourly roll-ups, and the mailboxes that turned out not to exist. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,8 +24,8 @@ def hour_of(t_ms: int) -> datetime:
     return datetime.fromtimestamp(t_ms // 3_600_000 * 3600, UTC)
 
 
-def count(records: Iterable[Record], variants: Sequence[int] = ()) -> Counted:
-    """Count outcomes and deferrals. ``variants[row]`` is the variant of a deferred row (0 beyond its end)."""
+def count(records: Iterable[Record], variant_of: Callable[[int], int]) -> Counted:
+    """Count outcomes and deferrals. ``variant_of(row)`` is asked about deferred rows only."""
     counts: Counter[Outcome] = Counter()
     rollups: Counter[tuple[int, str, datetime, str]] = Counter()
     deferrals = 0
@@ -38,8 +38,7 @@ def count(records: Iterable[Record], variants: Sequence[int] = ()) -> Counted:
                 dead.append(record.row)
         elif isinstance(record, Deferral) and record.code:  # code 0: our own second attempt, no 4xx
             deferrals += 1
-            variant = variants[record.row] if record.row < len(variants) else 0
-            rollups[variant, record.provider, hour_of(record.t_ms), DEFERRAL] += 1
+            rollups[variant_of(record.row), record.provider, hour_of(record.t_ms), DEFERRAL] += 1
     return Counted(Tally(dict(counts), deferrals, dict(rollups)), tuple(dead))
 
 

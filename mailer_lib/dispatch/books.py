@@ -1,0 +1,233 @@
+"""The books: what became of every frozen row, counted from the ledgers and checked against all else that knows.
+
+    frozen = injected + rejected + suppressed + failed + expired + cancelled + unknown
+
+Checked for each lease: its ledger names its own rows only, each at most once, with the message keys of its shard, and
+its counters in the database say the same. For each shard: its leases follow each other without gap or overlap. For each
+phase: rows of the shards = the manifest's = the database's. For the send: nobody injected twice.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from mailer_lib.agent.ledger import Deferral, Final, Header, Intent
+from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.plan import SnapshotError
+from mailer_lib.database.engine import read
+from mailer_lib.database.schema import shards, snapshots
+from mailer_lib.dispatch.central_ledger import kept_records
+from mailer_lib.dispatch.kept_ledger import KeptLedger
+from mailer_lib.dispatch.lease import Lease, leases_of_send
+from mailer_lib.dispatch.sends import get_send
+from mailer_lib.dispatch.shard_columns import ShardColumns, load_columns
+from mailer_lib.settings import Settings
+from mailer_lib.terms import LeaseState, Outcome, ShardState, SnapshotState
+
+_SHOWN = 8  # problems named in the sentence
+
+
+class BooksError(RuntimeError):
+    """The books don't balance. ``problems`` names every difference found."""
+
+    def __init__(self, send: str, problems: list[str], books: "Books") -> None:
+        more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
+        super().__init__(f"the books of {send} don't balance: {'; '.join(problems[:_SHOWN])}{more}")
+        self.problems = problems
+        self.books = books
+
+
+@dataclass(frozen=True)
+class Books:
+    """Rows of all published phases of a send. ``unsettled`` have no outcome (yet)."""
+
+    send: str
+    frozen: int = 0
+    outcomes: Mapping[Outcome, int] = field(default_factory=dict)
+    unsettled: int = 0
+    duplicates: int = 0  # message keys injected more than once, over all phases
+    deferrals: int = 0
+    phases: int = 0
+    by_provider: Mapping[str, Mapping[Outcome, int]] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        """Every row has exactly one outcome, and nobody was injected twice."""
+        return self.frozen == sum(self.outcomes.values()) and not self.unsettled and not self.duplicates
+
+    def __getitem__(self, outcome: Outcome) -> int:
+        return self.outcomes.get(outcome, 0)
+
+    def line(self) -> str:
+        """``frozen=… injected=… … unknown=… duplicates=…``"""
+        parts = [f"frozen={self.frozen}", *(f"{outcome}={self[outcome]}" for outcome in Outcome)]
+        if self.unsettled:
+            parts.append(f"unsettled={self.unsettled}")
+        return " ".join([*parts, f"duplicates={self.duplicates}"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "send": self.send,
+            "frozen": self.frozen,
+            **{outcome.value: self[outcome] for outcome in Outcome},
+            "unsettled": self.unsettled,
+            "duplicates": self.duplicates,
+            "deferrals": self.deferrals,
+            "phases": self.phases,
+            "balanced": self.balanced,
+            "by_provider": {p: {o.value: n for o, n in sorted(c.items())} for p, c in sorted(self.by_provider.items())},
+        }
+
+
+def balance(engine: Engine, settings: Settings, send_id: int) -> Books:
+    """The books of a send.
+
+    Raises:
+        BooksError: something doesn't agree. Rows without an outcome are no disagreement: look at ``unsettled``.
+    """
+    books, problems = read_books(engine, settings, send_id)
+    if problems:
+        raise BooksError(books.send, problems, books)
+    return books
+
+
+def read_books(engine: Engine, settings: Settings, send_id: int) -> tuple[Books, list[str]]:
+    """The books as they are, and what doesn't agree, as sentences."""
+    with read(engine) as connection:
+        send = get_send(connection, send_id)
+        phases = connection.execute(
+            select(snapshots)
+            .where(snapshots.c.send_id == send_id, snapshots.c.state == SnapshotState.PUBLISHED)
+            .order_by(snapshots.c.phase)
+        ).all()
+        shard_rows = connection.execute(
+            select(shards).where(shards.c.send_id == send_id).order_by(shards.c.snapshot_id, shards.c.number)
+        ).all()
+        by_shard: dict[int, list[Lease]] = {}
+        for lease in leases_of_send(connection, send_id):
+            by_shard.setdefault(lease.shard_id, []).append(lease)
+    page = _Page(settings)
+    for phase in phases:
+        mine = [shard for shard in shard_rows if shard.snapshot_id == phase.id]
+        page.check_phase(phase, mine)
+        for shard in mine:
+            page.add_shard(phase, shard, by_shard.get(shard.id, []))
+    done = sum(page.outcomes.values())
+    books = Books(
+        send=send.ref,
+        frozen=page.frozen,
+        outcomes=dict(page.outcomes),
+        unsettled=page.frozen - done,
+        duplicates=sum(times - 1 for times in page.injected.values() if times > 1),
+        deferrals=page.deferrals,
+        phases=len(phases),
+        by_provider={provider: dict(counts) for provider, counts in page.by_provider.items()},
+    )
+    if books.unsettled < 0:
+        page.problems.append(f"{done} outcomes for {page.frozen} frozen rows")
+    if books.duplicates:
+        page.problems.append(f"{books.duplicates} messages were injected more than once")
+    return books, page.problems
+
+
+class _Page:
+    """What is being added up."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.frozen = 0
+        self.outcomes: Counter[Outcome] = Counter()
+        self.by_provider: dict[str, Counter[Outcome]] = {}
+        self.deferrals = 0
+        self.injected: Counter[bytes] = Counter()
+        self.problems: list[str] = []
+
+    def check_phase(self, phase: Any, mine: list[Any]) -> None:
+        rows = sum(shard.rows for shard in mine)
+        self.frozen += rows
+        if phase.frozen != rows:
+            self.problems.append(f"phase {phase.phase} has {phase.frozen} frozen rows, its shards {rows}")
+        try:
+            manifest = manifests.load(self.settings.storage / phase.path)
+        except SnapshotError as error:
+            self.problems.append(str(error))
+            return
+        if manifests.sha256(manifest) != phase.manifest_sha256:
+            self.problems.append(f"the manifest of phase {phase.phase} was changed after it was published")
+        if manifest.counts.frozen != rows:
+            self.problems.append(
+                f"the manifest of phase {phase.phase} has {manifest.counts.frozen} rows, its shards {rows}"
+            )
+
+    def add_shard(self, phase: Any, shard: Any, held: list[Lease]) -> None:
+        name = f"shard {shard.number} of phase {phase.phase}"
+        expected = 0
+        for lease in held:
+            if lease.first_row != expected:
+                self.problems.append(f"{name}: epoch {lease.epoch} begins at row {lease.first_row}, not at {expected}")
+            expected = lease.granted_through
+        if shard.state == ShardState.SETTLED and expected != shard.rows:
+            self.problems.append(f"{name} is settled, but its leases end at row {expected} of {shard.rows}")
+        if not any(lease.granted for lease in held):
+            return
+        path = self.settings.storage / phase.path / shard.path
+        try:
+            columns = load_columns(path)
+        except OSError as error:
+            self.problems.append(f"{path} can't be read: {error}")
+            return
+        for lease in held:
+            self._add_lease(lease, columns)
+
+    def _add_lease(self, lease: Lease, columns: ShardColumns) -> None:
+        name = lease.ledger_name
+        kept = KeptLedger(self.settings.storage, lease)
+        rows: set[int] = set()
+        counts: Counter[Outcome] = Counter()
+        deferrals = 0
+        try:
+            for record in kept_records(kept.path, lease.ledger_bytes):
+                if isinstance(record, Final):
+                    if record.row in rows:
+                        self.problems.append(f"{name}: row {record.row} has two outcomes")
+                    if not lease.first_row <= record.row < lease.granted_through:
+                        self.problems.append(f"{name}: row {record.row} wasn't granted")
+                        continue
+                    rows.add(record.row)
+                    counts[record.outcome] += 1
+                    self._count(record, columns)
+                elif isinstance(record, Intent):
+                    if columns.message_key[record.row] != record.message_key:
+                        self.problems.append(f"{name}: row {record.row} carries another message's key")
+                elif isinstance(record, Deferral):
+                    deferrals += bool(record.code)
+                elif isinstance(record, Header) and (record.shard, record.phase, record.epoch) != (
+                    lease.shard,
+                    lease.phase,
+                    lease.epoch,
+                ):
+                    self.problems.append(f"{name} is the ledger of another lease")
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{kept.path} can't be read: {error}")
+            return
+        self.outcomes += counts
+        self.deferrals += deferrals
+        if dict(counts) != dict(lease.counts):
+            self.problems.append(f"{name} counts {_text(counts)}, the database {_text(lease.counts)}")
+        if deferrals != lease.deferrals:
+            self.problems.append(f"{name} counts {deferrals} deferrals, the database {lease.deferrals}")
+        if lease.state != LeaseState.ACTIVE and len(rows) != lease.granted:
+            self.problems.append(f"{name} ended with {len(rows)} outcomes for {lease.granted} granted rows")
+
+    def _count(self, record: Final, columns: ShardColumns) -> None:
+        self.by_provider.setdefault(columns.provider[record.row], Counter())[record.outcome] += 1
+        if record.outcome is Outcome.INJECTED:
+            self.injected[columns.message_key[record.row]] += 1
+
+
+def _text(counts: Mapping[Outcome, int]) -> str:
+    return ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items())) or "nothing"

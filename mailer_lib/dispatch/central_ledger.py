@@ -1,0 +1,125 @@
+"""Outcomes that no agent writes: what nobody may send any more, and what nobody can tell. The books know only ledgers."""
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, select
+
+from mailer_lib.agent.ledger import Final, Header, Opened, Record, decode
+from mailer_lib.database.engine import read
+from mailer_lib.database.schema import shards
+from mailer_lib.dispatch.accounting import book_lost, record_progress
+from mailer_lib.dispatch.kept_ledger import KeptLedger
+from mailer_lib.dispatch.lease import Lease, get_lease, leases_of_send, settle_lease, take_central
+from mailer_lib.dispatch.shard_columns import load_columns
+from mailer_lib.dispatch.tally import count
+from mailer_lib.terms import LeaseState, Outcome, ShardState
+
+CENTRAL = "central"
+
+
+def write_off(engine: Engine, storage: Path, send_id: int, outcome: Outcome, why: str) -> int:
+    """Give every row that was never granted this outcome, as a central ledger of each open shard. Returns how many.
+
+    Killed half-way it goes on where it was when it is called again, with the outcome of that call.
+    """
+    with read(engine) as connection:
+        begun = [x for x in leases_of_send(connection, send_id, LeaseState.ACTIVE) if x.server_id is None]
+        open_shards = connection.scalars(
+            select(shards.c.id)
+            .where(shards.c.send_id == send_id, shards.c.state == ShardState.OPEN)
+            .order_by(shards.c.snapshot_id, shards.c.number)
+        ).all()
+    rows = 0
+    for lease in begun:
+        rows += _write(engine, storage, lease, outcome, why)
+    for shard_id in open_shards:
+        taken = take_central(engine, shard_id)
+        if taken is not None:
+            rows += _write(engine, storage, taken, outcome, why)
+    return rows
+
+
+def _write(engine: Engine, storage: Path, lease: Lease, outcome: Outcome, why: str) -> int:
+    if lease.settled < lease.granted:
+        records = _finals(storage, lease, range(lease.first_row, lease.granted_through), outcome, why)
+        size = KeptLedger(storage, lease).append([_header(lease), _opened(), *records])
+        record_progress(engine, lease, size, count(records, lambda row: 0).tally)
+        with read(engine) as connection:
+            lease = get_lease(connection, lease.id)
+    KeptLedger(storage, lease).finish()
+    settle_lease(engine, lease.id)
+    return lease.granted
+
+
+def book_unknown(engine: Engine, storage: Path, lease: Lease, why: str) -> int:
+    """Write ``unknown`` into the kept ledger of a lost lease for every granted row without an outcome; returns how many.
+
+    ``lease`` is as the database has it, LOST. Doing it twice is the same as once.
+    """
+    kept = KeptLedger(storage, lease)
+    missing = sorted(
+        set(range(lease.first_row, lease.granted_through)) - set(final_rows(kept.path, lease.ledger_bytes))
+    )
+    records = _finals(storage, lease, missing, Outcome.UNKNOWN, why)
+    size = lease.ledger_bytes
+    if missing:
+        head: list[Record] = [] if lease.ledger_bytes else [_header(lease)]
+        size = kept.append([*head, _opened(), *records])
+    book_lost(engine, lease, size, count(records, lambda row: 0).tally)
+    with read(engine) as connection:
+        KeptLedger(storage, get_lease(connection, lease.id)).finish()
+    return len(missing)
+
+
+def final_rows(path: Path, through: int) -> dict[int, Final]:
+    """The outcome records in the first ``through`` bytes of a kept ledger, by row."""
+    return {record.row: record for record in kept_records(path, through) if isinstance(record, Final)}
+
+
+def kept_records(path: Path, through: int) -> Iterable[Record]:
+    """Records of the first ``through`` bytes: those that were accounted for."""
+    if not through:
+        return
+    with path.open("rb") as file:
+        data = file.read(through)
+    for line in data.splitlines():
+        yield decode(line)
+
+
+def _header(lease: Lease) -> Header:
+    return Header(CENTRAL, lease.shard, lease.phase, lease.epoch, lease.first_row)
+
+
+def _opened() -> Opened:
+    return Opened(0, CENTRAL, os.getpid(), round(time.time() * 1000))
+
+
+def _finals(storage: Path, lease: Lease, rows: Sequence[int], outcome: Outcome, why: str) -> list[Final]:
+    if not rows:
+        return []
+    columns = load_columns(storage / lease.snapshot_path / lease.shard_path)
+    t_ms = round(time.time() * 1000)
+    return [
+        Final(
+            row=row,
+            outcome=outcome,
+            code=0,
+            enhanced="",
+            queue_id="",
+            conn="",
+            variant=columns.variant[row],
+            provider=columns.provider[row],
+            t_ms=t_ms,
+            text=why,
+        )
+        for row in rows
+    ]
+
+
+def lost_leases_to_book(connection: Connection, send_id: int) -> list[Lease]:
+    """Lost leases whose unknown rows aren't booked yet."""
+    lost = leases_of_send(connection, send_id, LeaseState.LOST)
+    return [lease for lease in lost if lease.settled < lease.granted]

@@ -1,0 +1,510 @@
+"""One slot of a send: leases in, grants out, ledgers back, about once a second, until nothing is left for it.
+
+Everything the loop knows it reads from the database and the job folder, so it may be killed at any moment and called
+again, by any process of this machine, and two of them at once do no harm: the database's guards and the agent's lock
+decide (docs/decisions/0602). The decisions are in ``slot_rules.py``; this module looks, acts and reports.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Engine, func, select
+
+from mailer_lib.agent.job import ControlFile, LeaseGrant, Limits, Status
+from mailer_lib.contacts.consent import active_suppressions_since
+from mailer_lib.database.engine import now, read
+from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
+from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
+from mailer_lib.dispatch.channel import Channel, LocalChannel
+from mailer_lib.dispatch.job_files import bundle_bytes, make_job
+from mailer_lib.dispatch.lease import (
+    Lease,
+    LeaseLostError,
+    extend_grant,
+    hand_back,
+    leases_of_slot,
+    next_grant,
+    settle_lease,
+    take_lease,
+)
+from mailer_lib.dispatch.lease_tracker import LeaseTracker
+from mailer_lib.dispatch.plan import Slot, limits_for
+from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
+from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, say, worth_a_look
+from mailer_lib.dispatch.slot_rules import (
+    FIRST_RATE_PER_S,
+    WINDOW_FACTOR,
+    Intent,
+    SlotProgress,
+    SlotReport,
+    SlotState,
+    intent,
+    next_rate,
+    wants_lease,
+)
+from mailer_lib.settings import Settings
+from mailer_lib.terms import ChannelKind, Control, Outcome, ServerState, ShardState, SnapshotState
+
+__all__ = ["SlotProgress", "SlotReport", "SlotState", "run_slot", "worth_a_look"]
+
+TICK_S = 1.0
+QUICK_TICK_S = 0.2  # while the agent runs dry, or starts
+CONTROL_REFRESH_S = 30.0  # an agent ends when control.json grows old (job.idle_exit_s)
+SAY_EVERY_S = 3.0
+RATE_WINDOW_S = 3.0
+
+
+class SlotError(RuntimeError):
+    """The slot can't be run; the sentence says why."""
+
+
+def run_slot(
+    engine: Engine,
+    settings: Settings,
+    send_id: int,
+    slot: Slot,
+    *,
+    on_progress: Callable[[SlotProgress], object] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    claim: str | None = None,
+    stop_agent: bool = True,
+    progress_every_s: float = 5.0,
+    patience: timedelta = ENDED_AFTER,
+) -> SlotReport:
+    """Send what this slot can get of a send; returns when it gets no more (``SlotReport.state`` says why).
+
+    Args:
+        on_progress: called when the state changes, and every ``progress_every_s``.
+        should_stop: asked a few times a second; true ends the loop (state LEFT): the agent finishes what is in flight
+            and ends, rows never granted go back. With ``stop_agent`` False the agent is left running on its grant.
+        claim: of the execution this call belongs to: it is kept fresh, and when another takes it over the loop ends.
+        patience: how long slots that ended may hold rows before this one stops waiting for them (state STRANDED).
+
+    Raises:
+        SendError, FleetError, SecretRefError: message, server, domain or a secret is missing.
+        LedgerError, ChannelError: a file is damaged.
+    """
+    with read(engine) as connection:
+        kind = connection.scalar(select(dispatch_servers.c.channel).where(dispatch_servers.c.id == slot.server_id))
+        send = get_send(connection, send_id)
+    if kind != ChannelKind.LOCAL:
+        raise SlotError(f"{slot.server} is reached by the channel {kind}, which this release doesn't have yet")
+    folder = settings.jobs_dir / send.campaign / send.edition / slot.folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    runner = SlotRunner(engine, settings, send, slot, LocalChannel(folder), claim=claim)
+    runner.patience = patience
+    return runner.run(on_progress, should_stop, stop_agent=stop_agent, progress_every_s=progress_every_s)
+
+
+@dataclass(frozen=True)
+class View:
+    """What one look at the database says."""
+
+    send: SendRecord
+    wish: Intent
+    leases: list[Lease]
+    limits: Limits
+    open_shards: int  # that a slot could take
+    unsettled_shards: int
+
+
+class SlotRunner:
+    """The state of one call of ``run_slot``."""
+
+    patience = ENDED_AFTER
+
+    def __init__(
+        self, engine: Engine, settings: Settings, send: SendRecord, slot: Slot, channel: Channel, *, claim: str | None
+    ) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.send_id = send.id
+        self.slot = slot
+        self.channel = channel
+        self.claim = claim
+        self.keeper = AgentKeeper(channel, slot.label)
+        self.trackers: dict[int, LeaseTracker] = {}
+        self.rate = FIRST_RATE_PER_S
+        self.settled = 0
+        self._ready = False  # the job folder is this send's
+        self._suppressed: set[str] = set()
+        self._suppressions_at: datetime | None = None
+        self._control: ControlFile | None = None
+        self._control_at = 0.0
+        self._heartbeat_at = 0.0
+        self._said_at = 0.0
+        self._said: SlotState | None = None
+        self._recent: list[tuple[float, int]] = []
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        on_progress: Callable[[SlotProgress], object],
+        should_stop: Callable[[], bool],
+        *,
+        stop_agent: bool = True,
+        progress_every_s: float = 5.0,
+    ) -> SlotReport:
+        reported: tuple[float, SlotState | None] = (0.0, None)
+        self._say(SlotProgress(self.slot.label, SlotState.STARTING), force=True)
+        while True:
+            if should_stop():
+                return self._leave("asked to stop", stop_agent=stop_agent)
+            try:
+                self._keep_claim()
+                view = self._look()
+                ended = self._tick(view)
+            except ClaimLostError as error:
+                return self._leave(str(error), stop_agent=False)
+            except LeaseLostError:  # another process changed what we looked at: look again
+                time.sleep(QUICK_TICK_S)
+                continue
+            except AgentFailedError as error:
+                self._give_back()
+                return self._end(SlotState.FAILED, str(error))
+            if ended is not None:
+                return ended
+            progress = self._progress(view)
+            self._say(progress)
+            if progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
+                on_progress(progress)
+                reported = (time.monotonic(), progress.state)
+            self._sleep(should_stop)
+
+    def _tick(self, view: View) -> SlotReport | None:
+        """One round. Returns the report when the slot is at its end."""
+        if view.wish.ending is SlotState.FENCED:
+            self.keeper.end()
+            return self._end(SlotState.FENCED, f"{view.wish.reason}; `mailfleet send lose-server` frees its rows")
+        self._renew_trackers(view)
+        if self.trackers:
+            self._prepare(view)
+            self._push_suppressions(view)
+            self._sync(view)
+            self._settle(view)
+        if view.wish.may_take:
+            self._take(view)
+            self._grant(view)
+        if not self.trackers:
+            return self._nothing_at_hand(view)
+        self._push_control(view)
+        if view.wish.agent is not Control.PAUSE or self.channel.is_alive():
+            self.keeper.ensure()
+        return None
+
+    def _look(self) -> View:
+        with read(self.engine) as connection:
+            send = get_send(connection, self.send_id)
+            server_state = connection.scalar(
+                select(dispatch_servers.c.state).where(dispatch_servers.c.id == self.slot.server_id)
+            )
+            counted = connection.execute(
+                select(shards.c.state, func.count())
+                .where(shards.c.send_id == self.send_id, shards.c.state != ShardState.SETTLED)
+                .group_by(shards.c.state)
+            ).all()
+            by_state: dict[str, int] = {row[0]: row[1] for row in counted}
+            held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
+            limits = limits_for(connection, send, self.slot)
+        expired = send.expires_at is not None and send.expires_at <= now()
+        server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
+        return View(
+            send=send,
+            wish=intent(send.state, send.control, server, expired=expired),
+            leases=held,
+            limits=limits,
+            open_shards=by_state.get(ShardState.OPEN, 0),
+            unsettled_shards=sum(by_state.values()),
+        )
+
+    def _keep_claim(self) -> None:
+        if self.claim is not None and time.monotonic() - self._heartbeat_at >= HEARTBEAT_S:
+            heartbeat(self.engine, self.send_id, self.claim)
+            self._heartbeat_at = time.monotonic()
+
+    def _renew_trackers(self, view: View) -> None:
+        held = {lease.id: lease for lease in view.leases}
+        self.trackers = {
+            lease_id: self.trackers.get(lease_id) or LeaseTracker(self.settings.storage, lease)
+            for lease_id, lease in held.items()
+        }
+        for lease_id, lease in held.items():
+            self.trackers[lease_id].renew(lease)
+
+    # --- towards the agent --------------------------------------------------------------------------------------------
+
+    def _prepare(self, view: View) -> None:
+        """Make the job folder, or find that it is the right one. An agent of another message is seen out first."""
+        if self._ready and self.channel.is_alive():
+            return
+        message = bundle_bytes(self.settings, view.send)
+        if self.channel.is_alive():
+            if self.channel.message() == message:
+                self._attach()
+                return
+            self.keeper.end()
+        with read(self.engine) as connection:
+            job, secrets = make_job(connection, self.settings, view.send, self.slot, message)
+        self.channel.prepare(job, message, secrets)
+        self._attach()
+
+    def _attach(self) -> None:
+        if not self._ready:
+            self._suppressed = self.channel.suppressions()
+            self._control = self.channel.read_control()
+        self._ready = True
+
+    def _push_suppressions(self, view: View) -> None:
+        """Who left since the snapshot was frozen, each once."""
+        asked_at = now()
+        with read(self.engine) as connection:
+            since = self._suppressions_at or connection.scalar(
+                select(func.min(snapshots.c.as_of)).where(
+                    snapshots.c.send_id == self.send_id,
+                    snapshots.c.state == SnapshotState.PUBLISHED,
+                    snapshots.c.phase.in_([tracker.lease.phase for tracker in self.trackers.values()]),
+                )
+            )
+            assert since is not None
+            hashes, domains = active_suppressions_since(connection, since=since, list_id=view.send.list_id)
+        lines = {value.hex() for value in hashes} | {f"@{domain}" for domain in domains}
+        fresh = sorted(lines - self._suppressed)
+        if fresh:
+            self.channel.append_suppressions(fresh)
+            self._suppressed |= lines
+        self._suppressions_at = asked_at
+
+    def _push_control(self, view: View, *, complete: bool = False) -> None:
+        grants = tuple(
+            LeaseGrant(
+                shard=t.lease.shard,
+                phase=t.lease.phase,
+                epoch=t.lease.epoch,
+                rows=t.lease.shard_rows,
+                first_row=t.lease.first_row,
+                granted_through=t.lease.granted_through,
+                shard_file=f"shards/{t.shard_name}",
+                sha256=t.lease.sha256,
+            )
+            for t in self.trackers.values()
+        )
+        wanted = ControlFile(
+            generation=self._control.generation if self._control else 0,
+            control=view.wish.agent,
+            limits=view.limits,
+            expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
+            leases=grants,
+            complete=complete,
+        )
+        aged = time.monotonic() - self._control_at >= CONTROL_REFRESH_S
+        if wanted == self._control and not aged:
+            return
+        wanted = wanted.model_copy(update={"generation": wanted.generation + 1})
+        self.channel.write_control(wanted)
+        self._control = wanted
+        self._control_at = time.monotonic()
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+
+    def _take(self, view: View) -> None:
+        grantable = [t.lease.shard_rows - t.lease.granted_through for t in self.trackers.values()]
+        open_leases = sum(rows > 0 for rows in grantable)
+        while view.open_shards and wants_lease(
+            sum(grantable), open_leases, len(self.trackers), self.rate, self.settings.grant_s
+        ):
+            lease = take_lease(self.engine, self.send_id, self.slot.server_id, self.slot.slot)
+            if lease is None:
+                return
+            tracker = LeaseTracker(self.settings.storage, lease)
+            self.trackers[lease.id] = tracker
+            self._prepare(view)
+            self._push_suppressions(view)  # before anything of it is granted
+            self.channel.put_shard(tracker.shard_name, tracker.shard_file)
+            grantable.append(lease.shard_rows - lease.granted_through)
+            open_leases += 1
+
+    def _grant(self, view: View) -> None:
+        """Top up the grants, oldest lease first, so that what can be sent covers about ``grant_s``."""
+        if not self.trackers:
+            return
+        limits, grant_s = view.limits, self.settings.grant_s
+        status = self._fresh_status()
+        soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in self.trackers.items()}
+        outstanding = sum(rows for rows, _ in soon.values())
+        whole = sum(rows for _, rows in soon.values())
+        dry = outstanding == 0 and (self.settled > 0 or (status is not None and status.dry))
+        self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
+        most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
+        for lease_id in sorted(self.trackers):
+            tracker = self.trackers[lease_id]
+            lease = tracker.lease
+            own, _ = soon[lease_id]
+            through = next_grant(
+                lease.shard_rows,
+                lease.granted_through,
+                lease.granted_through - own,
+                per_s=self.rate,
+                grant_s=grant_s,
+                elsewhere=outstanding - own,
+            )
+            through = min(through, lease.granted_through + max(0, most - whole))
+            if through > lease.granted_through:
+                extend_grant(self.engine, lease, through)
+                more = through - lease.granted_through
+                outstanding, whole = outstanding + more, whole + more
+                self._renew_one(tracker)
+
+    def _renew_one(self, tracker: LeaseTracker) -> None:
+        with read(self.engine) as connection:
+            for lease in leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot):
+                if lease.id == tracker.lease.id:
+                    tracker.renew(lease)
+
+    def _sync(self, view: View) -> None:
+        for tracker in self.trackers.values():
+            while True:
+                before = tracker.lease.ledger_bytes
+                settled = tracker.sync(self.engine, self.channel, f"send:{view.send.ref}")
+                self._renew_one(tracker)
+                if settled:
+                    self.settled += settled
+                    self._recent.append((time.monotonic(), settled))
+                    self.keeper.made_progress()
+                if tracker.lease.ledger_bytes == before or not settled:
+                    break
+
+    def _settle(self, view: View) -> None:
+        """End the leases that are through; when the slot winds down, give back what was never granted first."""
+        for lease_id, tracker in list(self.trackers.items()):
+            whole = tracker.lease.granted_through == tracker.lease.shard_rows
+            if view.wish.ending is not None and not whole:
+                hand_back(self.engine, tracker.lease)
+            if tracker.is_settled and (whole or view.wish.ending is not None or self._was_handed_back(tracker)):
+                tracker.kept.finish()
+                settle_lease(self.engine, lease_id)
+                del self.trackers[lease_id]
+
+    def _was_handed_back(self, tracker: LeaseTracker) -> bool:
+        lease = tracker.lease
+        with read(self.engine) as connection:
+            shard = connection.execute(
+                select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)
+            ).one()
+        return bool(shard.epoch != lease.epoch or shard.state != ShardState.LEASED)
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    def _nothing_at_hand(self, view: View) -> SlotReport | None:
+        """No lease, and none to be had: how this call ends, or None to look again."""
+        if view.wish.ending is not None:
+            self._dismiss(view)
+            return self._end(view.wish.ending, view.wish.reason)
+        if not view.unsettled_shards:
+            self._dismiss(view)
+            return self._end(SlotState.DONE)
+        if view.wish.agent is Control.PAUSE:
+            return self._end(SlotState.IDLE, view.wish.reason)
+        with read(self.engine) as connection:
+            working, gone = holders(connection, self.send_id, ended_after=self.patience)
+            still_open = connection.scalar(
+                select(func.count()).where(shards.c.send_id == self.send_id, shards.c.state == ShardState.OPEN)
+            )
+        if working or still_open or not gone:
+            return self._end(SlotState.IDLE, f"the rows that are left are with {', '.join(working) or 'others'}")
+        self._dismiss(view)
+        held = ", ".join(gone)
+        return self._end(
+            SlotState.STRANDED, f"the rows that are left are with {held}, which ended; trigger the send again"
+        )
+
+    def _leave(self, reason: str, *, stop_agent: bool) -> SlotReport:
+        """End early. A stopped agent has nothing in flight any more: all that it knew is in the ledger read last."""
+        if stop_agent:
+            self.keeper.end()
+            try:
+                view = self._look()
+                self._renew_trackers(view)
+                self._sync(view)
+                self._give_back()
+                for lease_id, tracker in list(self.trackers.items()):
+                    if tracker.is_settled:
+                        tracker.kept.finish()
+                        settle_lease(self.engine, lease_id)
+            except LeaseLostError:
+                pass  # another process goes on with this slot
+        return self._end(SlotState.LEFT, reason)
+
+    def _give_back(self) -> None:
+        for tracker in self.trackers.values():
+            hand_back(self.engine, tracker.lease)
+
+    def _dismiss(self, view: View) -> None:
+        if self.channel.is_alive():
+            self._attach()
+            self.keeper.end(lambda: self._push_control(view, complete=True))
+
+    def _end(self, state: SlotState, reason: str = "") -> SlotReport:
+        with read(self.engine) as connection:
+            injected = connection.scalar(
+                select(func.sum(leases.c.injected)).where(
+                    leases.c.send_id == self.send_id,
+                    leases.c.server_id == self.slot.server_id,
+                    leases.c.slot == self.slot.slot,
+                )
+            )
+        self._say(SlotProgress(self.slot.label, state, reason, self.settled, int(injected or 0)), force=True)
+        return SlotReport(self.slot.label, state, reason, int(injected or 0), self.settled)
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def _fresh_status(self) -> Status | None:
+        status = self.channel.status()
+        return status if status is not None and time.time() - status.at < 5 else None
+
+    def _per_s(self) -> float:
+        """Rows settled a second, over the last few."""
+        since = time.monotonic() - RATE_WINDOW_S
+        self._recent = [(at, rows) for at, rows in self._recent if at >= since]
+        return sum(rows for _, rows in self._recent) / RATE_WINDOW_S
+
+    def _progress(self, view: View) -> SlotProgress:
+        status = self._fresh_status()
+        if view.wish.agent is Control.PAUSE:
+            state, reason = SlotState.PAUSED, view.wish.reason
+        elif status is None:
+            state, reason = SlotState.STARTING, ""
+        elif status.state == "waiting" or status.reason:
+            state, reason = SlotState.WAITING, status.reason
+        else:
+            state, reason = SlotState.SENDING, ""
+        return SlotProgress(
+            label=self.slot.label,
+            state=state,
+            reason=reason,
+            settled=self.settled,
+            injected=sum(t.lease.counts.get(Outcome.INJECTED, 0) for t in self.trackers.values()),
+            per_s=self._per_s(),
+            in_flight=status.in_flight if status else 0,
+            deferred=sum(t.deferred for t in self.trackers.values()),
+            leases=len(self.trackers),
+        )
+
+    def _say(self, progress: SlotProgress, *, force: bool = False) -> None:
+        at = time.monotonic()
+        if force or progress.state != self._said or at - self._said_at >= SAY_EVERY_S:
+            say(self.engine, self.send_id, self.slot, progress)
+            self._said, self._said_at = progress.state, at
+
+    def _sleep(self, should_stop: Callable[[], bool]) -> None:
+        """Until the next look: soon when the agent waits for rows or is starting, a second otherwise."""
+        status = self._fresh_status()
+        quick = status is None or (status.dry and status.state != "paused")
+        until = time.monotonic() + (QUICK_TICK_S if quick else TICK_S)
+        while (left := until - time.monotonic()) > 0 and not should_stop():
+            time.sleep(min(left, QUICK_TICK_S))
+            fresh = self.channel.status()
+            if fresh is not None and fresh.dry and fresh.state != "paused":
+                return

@@ -1,0 +1,134 @@
+"""``slot_reports``: each slot's last word in the central database, for who watches and for slots that share a pace."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from mailer_lib.database.engine import now, read, write
+from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
+from mailer_lib.dispatch.lease import transact
+from mailer_lib.dispatch.plan import Slot
+from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.terms import Control, LeaseState, SendState, ShardState
+
+GONE_AFTER = timedelta(minutes=5)  # a slot that said nothing for so long is not coming back by itself
+ENDED_AFTER = timedelta(seconds=90)  # the same for one that said that it ends or failed: a retry may still come
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """A row of ``slot_reports``."""
+
+    server: str
+    server_id: int
+    slot: int
+    state: SlotState
+    reason: str
+    per_s: float
+    in_flight: int
+    deferred: int
+    at: datetime
+
+
+def say(engine: Engine, send_id: int, slot: Slot, progress: SlotProgress) -> None:
+    """Store the slot's word."""
+    key = {"send_id": send_id, "server_id": slot.server_id, "slot": slot.slot}
+    values = {
+        "state": progress.state,
+        "reason": progress.reason or None,
+        "per_s": progress.per_s,
+        "in_flight": progress.in_flight,
+        "deferred": progress.deferred,
+        "at": now(),
+    }
+
+    def work(connection: Connection) -> None:
+        table = slot_reports
+        mine = (table.c.send_id == send_id) & (table.c.server_id == slot.server_id) & (table.c.slot == slot.slot)
+        if connection.execute(update(table).where(mine).values(**values)).rowcount == 0:
+            connection.execute(insert(table).values(**key, **values))
+
+    transact(engine, work)
+
+
+def slot_rows(connection: Connection, send_id: int) -> list[SlotRow]:
+    """What the slots of a send said last, by server and slot."""
+    rows = connection.execute(
+        select(slot_reports, dispatch_servers.c.name)
+        .join(dispatch_servers, slot_reports.c.server_id == dispatch_servers.c.id)
+        .where(slot_reports.c.send_id == send_id)
+        .order_by(dispatch_servers.c.name, slot_reports.c.slot)
+    )
+    return [
+        SlotRow(
+            server=row.name,
+            server_id=row.server_id,
+            slot=row.slot,
+            state=SlotState(row.state),
+            reason=row.reason or "",
+            per_s=row.per_s,
+            in_flight=row.in_flight,
+            deferred=row.deferred,
+            at=row.at,
+        )
+        for row in rows
+    ]
+
+
+def is_coming_back(state: SlotState, silent: timedelta, ended_after: timedelta = ENDED_AFTER) -> bool:
+    """Whether a slot that holds rows can be expected to go on with them."""
+    if state in (SlotState.FAILED, SlotState.LEFT, SlotState.FENCED):
+        return silent < ended_after
+    return silent < GONE_AFTER
+
+
+def holders(
+    connection: Connection, send_id: int, *, ended_after: timedelta = ENDED_AFTER
+) -> tuple[list[str], list[str]]:
+    """Labels of the slots that hold active leases of a send: (those at work, those that aren't coming back)."""
+    held = connection.execute(
+        select(leases.c.server_id, leases.c.slot, dispatch_servers.c.name)
+        .join(dispatch_servers, leases.c.server_id == dispatch_servers.c.id)
+        .where(leases.c.send_id == send_id, leases.c.state == LeaseState.ACTIVE)
+        .distinct()
+    ).all()
+    said = {(row.server_id, row.slot): row for row in slot_rows(connection, send_id)}
+    at = now()
+    working: list[str] = []
+    gone: list[str] = []
+    for row in held:
+        word = said.get((row.server_id, row.slot))
+        alive = word is not None and is_coming_back(word.state, at - word.at, ended_after)
+        (working if alive else gone).append(f"{row.name}.{row.slot}")
+    return sorted(working), sorted(gone)
+
+
+def worth_a_look(engine: Engine, send_id: int) -> bool:
+    """Whether an idle slot should call ``run_slot`` again: rows are free, or the send is over for it. Only reads."""
+    with read(engine) as connection:
+        send = connection.execute(
+            select(sends.c.state, sends.c.control, sends.c.expires_at).where(sends.c.id == send_id)
+        ).one()
+        if send.state != SendState.RUNNING or send.control == Control.STOP:
+            return True
+        if send.expires_at is not None and send.expires_at <= now():
+            return True
+        states = set(
+            connection.scalars(
+                select(shards.c.state)
+                .where(shards.c.send_id == send_id, shards.c.state != ShardState.SETTLED)
+                .distinct()
+            )
+        )
+        if not states:
+            return True
+        if send.control == Control.PAUSE:
+            return False
+        return ShardState.OPEN in states or not holders(connection, send_id)[0]
+
+
+def forget(engine: Engine, send_id: int) -> None:
+    """Drop the words of a send's slots: it is over."""
+    with write(engine) as connection:
+        connection.execute(slot_reports.delete().where(slot_reports.c.send_id == send_id))

@@ -1,0 +1,114 @@
+"""What a slot does next: pure decisions, and the words in which it reports. The loop around them is ``slot.py``."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mailer_lib.dispatch.lease import MAY_TAKE
+from mailer_lib.terms import Control, SendState, ServerState
+
+MAX_OPEN_LEASES = 2  # leases with rows still to be granted
+MAX_LEASES = 24  # the rest wait for retries only
+FIRST_RATE_PER_S = 10.0  # a new agent's grant is small, and doubles as long as it runs dry
+WINDOW_FACTOR = 5  # granted rows at most, in windows, when one provider's limit holds most of them back
+RESTART_FIRST_S = 0.5
+RESTART_MAX_S = 30.0
+MAX_FAILURES = 6  # agents that died in a row without settling anything
+
+
+class SlotState(StrEnum):
+    STARTING = "starting"
+    SENDING = "sending"
+    WAITING = "waiting"  # the agent says for what
+    PAUSED = "paused"
+    # ends of run_slot
+    IDLE = "idle"  # nothing to take now, but others are at work: call again later
+    DONE = "done"  # every row of the send has an outcome
+    STOPPED = "stopped"
+    EXPIRED = "expired"
+    DRAINED = "drained"  # the server takes no more; others do
+    FENCED = "fenced"  # the server is given up; its leases are to be lost
+    LEFT = "left"  # asked to end (task killed), or another execution took over
+    STRANDED = "stranded"  # what is left is held by slots that ended
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What the operator's wishes mean for one slot. ``ending``: how it ends once its granted rows are settled."""
+
+    may_take: bool
+    agent: Control
+    ending: SlotState | None = None
+    reason: str = ""
+
+
+def intent(state: SendState, control: Control, server: ServerState, *, expired: bool) -> Intent:
+    """Stop wins over expiry, expiry over the server's state, that over pause."""
+    if server in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
+        return Intent(False, Control.PAUSE, SlotState.FENCED, f"the server is {server}")
+    if control == Control.STOP:
+        return Intent(False, Control.STOP, SlotState.STOPPED, "stopped by an operator")
+    if state != SendState.RUNNING:
+        return Intent(False, Control.STOP, SlotState.STOPPED, f"the send is {state}")
+    if expired:
+        return Intent(False, Control.RUN, SlotState.EXPIRED, "the send has expired")
+    if server not in MAY_TAKE:
+        return Intent(False, Control.RUN, SlotState.DRAINED, f"the server is {server}")
+    if control == Control.PAUSE:
+        return Intent(False, Control.PAUSE, None, "paused by an operator")
+    return Intent(True, Control.RUN)
+
+
+def next_rate(rate: float, measured: float, limit: float | None, *, dry: bool) -> float:
+    """The rate that the next grants are made for: doubled while the agent runs dry, near what was measured otherwise.
+
+    A grant is for about ``settings.grant_s`` of sending, so a rate that is too high would leave too many rows in doubt
+    with a lost server, and one that is too low starves the agent.
+    """
+    wanted = rate * 2 if dry else max(rate * 0.8, measured * 1.2, FIRST_RATE_PER_S)
+    return wanted if limit is None else max(min(wanted, limit), 0.1)
+
+
+def wants_lease(grantable_rows: int, open_leases: int, all_leases: int, rate: float, grant_s: float) -> bool:
+    """Whether to take another lease before the ones at hand run out of rows to grant."""
+    if open_leases >= MAX_OPEN_LEASES or all_leases >= MAX_LEASES:
+        return False
+    return grantable_rows < rate * grant_s
+
+
+def restart_after_s(failures: int) -> float:
+    """Back-off before an agent is started for the ``failures``-th time after it died: 0.5 s, doubled, at most 30 s."""
+    return 0.0 if failures <= 0 else min(RESTART_MAX_S, RESTART_FIRST_S * 2.0 ** (failures - 1))
+
+
+@dataclass(frozen=True)
+class SlotProgress:
+    """A slot's word while it works, for people and for the database."""
+
+    label: str
+    state: SlotState
+    reason: str = ""
+    settled: int = 0  # rows with an outcome, of the leases seen by this call
+    injected: int = 0
+    per_s: float = 0.0
+    in_flight: int = 0
+    deferred: int = 0
+    leases: int = 0
+
+    def __str__(self) -> str:
+        waits = f", {self.reason}" if self.reason else ""
+        return (
+            f"{self.label}: {self.state}{waits}; {self.injected} injected, {self.settled} settled, "
+            f"{self.per_s:.0f}/s, {self.deferred} deferred, {self.leases} leases"
+        )
+
+
+@dataclass(frozen=True)
+class SlotReport:
+    """How a call of ``run_slot`` ended."""
+
+    label: str
+    state: SlotState
+    reason: str = ""
+    injected: int = 0  # by this slot in this send, all calls together
+    settled: int = 0
