@@ -31,9 +31,9 @@ PROTOCOL = 1
 class ProtocolFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def store(self, path: Path, mode: int = 0o644) -> None:
-        """Replace ``path`` durably: a reader sees the old file or the new one."""
-        replace_file(path, self.model_dump_json(indent=1).encode(), mode)
+    def store(self, path: Path, mode: int = 0o644, *, durable: bool = True) -> None:
+        """Replace ``path``: a reader sees the old file or the new one, after a power loss too if ``durable``."""
+        replace_file(path, self.model_dump_json(indent=1).encode(), mode, durable=durable)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -129,19 +129,22 @@ class Status(ProtocolFile):
     dry: bool = False  # everything granted is settled: more grants are wanted
 
 
-def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write beside ``path``, fsync, rename over it, fsync the folder."""
+def replace_file(path: Path, data: bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Write beside ``path``, fsync, rename over it, fsync the folder. Not ``durable``: without the fsyncs."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if durable:
+                os.fsync(file.fileno())
+        Path(temporary).replace(path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink()
         raise
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,0 +1,159 @@
+"""One lease in the agent's hands: a range of a shard's rows, its ledger, and where each row stands."""
+
+import hashlib
+from collections import OrderedDict
+from enum import IntEnum
+from pathlib import Path
+
+from mailer_lib.agent.folder import JobError
+from mailer_lib.agent.job import LeaseGrant
+from mailer_lib.agent.ledger import Connected, Header, InDoubt, LedgerWriter, Opened
+from mailer_lib.message.recipient import Recipient
+from mailer_lib.message.shards import read_shard
+from mailer_lib.terms import Outcome
+
+
+class RowState(IntEnum):
+    NEW = 0
+    WAITING = 1  # deferred, held back by a provider's limit, or given back by a broken connection
+    BUSY = 2  # on a connection, or in doubt
+    SETTLED = 3
+
+
+class ShardRows:
+    """Recipients of a few shards at a time, by row: memory stays flat however many leases there are."""
+
+    SHARDS = 4
+
+    def __init__(self) -> None:
+        self._loaded: OrderedDict[Path, list[Recipient]] = OrderedDict()
+
+    def row(self, path: Path, row: int) -> Recipient:
+        """
+        Raises:
+            ShardError: the file can't be read.
+            JobError: it has no such row.
+        """
+        rows = self._loaded.get(path)
+        if rows is None:
+            rows = [recipient for _, recipient in read_shard(path)]
+            self._loaded[path] = rows
+            while len(self._loaded) > self.SHARDS:
+                self._loaded.popitem(last=False)
+        elif next(reversed(self._loaded)) is not path:
+            self._loaded.move_to_end(path)
+        if row >= len(rows):
+            raise JobError(f"{path} has {len(rows)} rows, but row {row} was granted")
+        return rows[row]
+
+
+class Lease:
+    """Opened from its ledger: what earlier agents of this job did is known, their doubts are ``doubts``."""
+
+    __slots__ = (
+        "attempts",
+        "connections",
+        "cursor",
+        "doubts",
+        "dropped",
+        "first_row",
+        "granted_through",
+        "injected",
+        "ledger",
+        "left",
+        "path",
+        "rows",
+        "settled",
+        "states",
+        "waiting",
+    )
+
+    def __init__(self, folder: Path, grant: LeaseGrant, job_id: str, opened: Opened, rows: ShardRows) -> None:
+        """
+        Raises:
+            JobError: the shard file is missing or isn't the one that was granted.
+            LedgerError: the ledger is damaged or another lease's.
+        """
+        self.path = folder / grant.shard_file
+        _check_file(self.path, grant.sha256)
+        header = Header(job_id, grant.shard, grant.phase, grant.epoch, grant.first_row)
+        self.ledger = LedgerWriter.open(folder / "ledgers" / grant.ledger_name, header, opened)
+        state = self.ledger.state
+        self.rows = rows
+        self.connections: dict[str, Connected] = {}  # of this agent, already noted in this ledger
+        self.states = bytearray(grant.rows)
+        self.first_row = grant.first_row
+        self.cursor = grant.first_row
+        self.granted_through = grant.first_row
+        self.left = 0  # granted rows without an outcome
+        self.settled = 0
+        self.injected = 0
+        self.dropped = False  # the slot took the lease away
+        self.attempts: dict[int, int] = {}
+        self.doubts: list[InDoubt] = state.in_doubt
+        self.waiting: dict[int, int] = {}  # row: next attempt in Unix milliseconds, as found in the ledger
+        for row, outcome in state.outcomes.items():
+            self.states[row] = RowState.SETTLED
+            self.settled += 1
+            self.injected += outcome is Outcome.INJECTED
+        for row, deferred in state.deferred.items():
+            self.attempts[row] = deferred.attempts
+            self.states[row] = RowState.WAITING
+            self.waiting[row] = deferred.next_at_ms
+        for doubt in self.doubts:
+            self.states[doubt.row] = RowState.BUSY
+            self.waiting.pop(doubt.row, None)
+        self.ledger.forget()
+        self.grant(grant)
+
+    @property
+    def name(self) -> str:
+        return self.ledger.path.name
+
+    def grant(self, grant: LeaseGrant) -> None:
+        """More rows may be sent; a grant never shrinks."""
+        through = min(grant.granted_through, grant.rows)
+        if through > self.granted_through:
+            self.left += sum(state != RowState.SETTLED for state in self.states[self.granted_through : through])
+            self.granted_through = through
+
+    def next_new(self) -> int | None:
+        """The next granted row that nothing was done about; moves on."""
+        if self.dropped:
+            return None
+        while self.cursor < self.granted_through:
+            row = self.cursor
+            self.cursor += 1
+            if self.states[row] == RowState.NEW:
+                return row
+        return None
+
+    @property
+    def has_new(self) -> bool:
+        return not self.dropped and self.cursor < self.granted_through
+
+    def recipient(self, row: int) -> Recipient:
+        return self.rows.row(self.path, row)
+
+    def settle(self, row: int, outcome: Outcome) -> None:
+        """Note in memory that the row has its outcome; the caller writes the record."""
+        if self.states[row] == RowState.SETTLED:
+            raise AssertionError(f"{self.name}: row {row} would get a second outcome")
+        self.states[row] = RowState.SETTLED
+        self.attempts.pop(row, None)
+        self.left -= row < self.granted_through
+        self.settled += 1
+        self.injected += outcome is Outcome.INJECTED
+
+    @property
+    def busy(self) -> bool:
+        return RowState.BUSY in self.states
+
+
+def _check_file(path: Path, sha256: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise JobError(f"{path} can't be read: {error.strerror}") from None
+    if found != sha256:
+        raise JobError(f"{path} isn't the shard that was granted: its SHA-256 is {found}, not {sha256}")
