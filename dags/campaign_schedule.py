@@ -1,19 +1,20 @@
 """
 # Start what is due
 
-Every five minutes: campaigns with a time (`starts_at`) or a rhythm (`cron`, in the campaign's time zone) whose moment
+Every five minutes: campaigns with a time (`at`) or a rhythm (`cron`, in the campaign's time zone) whose moment
 has come are started through **campaign_send**, mode `send`, with approval. A rhythm's editions are named by their slot,
 such as `2026-11-24T0900`. After an outage only the latest slot of a rhythm is caught up. What nobody started or
 approved before it expired is marked *expired*, and never sent late.
 
 ## Parameters
 
-None. When a campaign is due is part of the campaign file: `starts_at`, `cron`, `timezone`, `expires_after_h`.
+None. When a campaign is due is part of its file: `schedule: {at: …}` for once, `schedule: {cron: …, timezone: …}` for a
+rhythm, and `expires_after`.
 
 ## Stop it, recover it
 
 Pause this DAG and nothing starts by itself; what runs goes on. A run that failed needs no repair: the next one looks
-again. One campaign less: take its `cron` or `starts_at` out of its file and `mailfleet campaign create` it again.
+again. One campaign less: take `schedule` out of its file and `mailfleet campaign create` it again.
 A slot is never started twice: its edition is a send, and a send is opened once.
 """
 

@@ -12,8 +12,8 @@ every dispatch server of the campaign's sending pool. Ends with the books, which
 | **campaign** | name of a campaign (`mailfleet campaign show NAME` prints a link with this form filled in) |
 | **edition** | `1` for a one-off; another edition is another send, and reaches the same people again |
 | **mode** | `dry-run` counts and shows, and sends nothing · `test` sends to the campaign's seed list · `send` sends |
-| **approval** | ask somebody before anything is sent |
-| **approvers** | user names that may answer; empty: whoever may edit this DAG |
+| **approval** | ask somebody before anything is sent; off only works where the campaign doesn't require it |
+| **approvers** | user names that may answer; empty: the campaign's own, or else whoever may trigger this DAG |
 | **unknown_policy** | triggered again: `leave` those whose outcome is unknown, or `resend` (may mail a person twice) |
 
 Example: `{"campaign": "spring-sale", "edition": "1", "mode": "send", "approval": true}`

@@ -37,8 +37,8 @@ class ApproveSendOperator(HITLOperator):
         send: what *open* returned.
         summary: what *summary* returned.
 
-    The run's parameters ``approval`` (whether to ask) and ``approvers`` (who may answer; anybody with access to the DAG
-    when empty) decide the rest.
+    Whether to ask and who may answer: the run's parameters ``approval`` and ``approvers``, and the campaign's own
+    ``approval: {required, approvers}``. A form can't switch off what the campaign requires.
     """
 
     template_fields: Sequence[str] = ("send", "summary")
@@ -52,11 +52,16 @@ class ApproveSendOperator(HITLOperator):
         self.summary = summary
 
     def execute(self, context: Context) -> Any:
+        from mailer_lib.database.engine import read
         from mailer_lib.dispatch import steps
+        from mailer_lib.message.campaign import get_campaign
 
         engine, settings = installation()
         send_id, claim = self.send["send_id"], self.send["claim"]
-        wanted = bool(context["params"].get("approval", True))
+        with read(engine) as connection:
+            rule = get_campaign(connection, self.send["campaign"]).approval
+        wanted = bool(context["params"].get("approval", True)) or rule.required
+        approvers = context["params"].get("approvers") or rule.approvers
         why_not = reason_not_to_ask(self.send, self.summary, wanted=wanted)
         if why_not is not None:
             self.log.info("Nothing to approve: %s.", why_not)
@@ -65,7 +70,7 @@ class ApproveSendOperator(HITLOperator):
             return {"approved_by": None, "why": why_not}
         self.subject = f"Send {self.summary['send']} to {self.summary['frozen']:,} people?"
         self.body = self.summary["markdown"]
-        self.assigned_users = [HITLUser(id=name, name=name) for name in context["params"].get("approvers") or []]
+        self.assigned_users = [HITLUser(id=name, name=name) for name in approvers]
         context["ti"].xcom_push(key=PreviewLink().xcom_key, value=self.summary["preview_url"])
         context["ti"].xcom_push(key="asked_at", value=utcnow().isoformat())
         return super().execute(context)
