@@ -1,4 +1,4 @@
-"""Outcomes that no agent writes: what nobody may send any more, and what nobody can tell. The books know only ledgers."""
+"""Outcomes that no agent writes: what nobody may send any more, and what nobody can tell. Books know only ledgers."""
 
 import os
 import time
@@ -55,7 +55,7 @@ def _write(engine: Engine, storage: Path, lease: Lease, outcome: Outcome, why: s
 
 
 def book_unknown(engine: Engine, storage: Path, lease: Lease, why: str) -> int:
-    """Write ``unknown`` into the kept ledger of a lost lease for every granted row without an outcome; returns how many.
+    """Write ``unknown`` into a lost lease's kept ledger for every granted row without an outcome; returns how many.
 
     ``lease`` is as the database has it, LOST. Doing it twice is the same as once.
     """

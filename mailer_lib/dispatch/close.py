@@ -89,7 +89,7 @@ def _conclude(engine: Engine, send_id: int, books: Books, reason: str | None, ac
         state = final_state(
             send.mode,
             unsettled_rows=books.unsettled,
-            stopped=send.control == Control.STOP,
+            stopped=send.control == Control.STOP and (books[Outcome.CANCELLED] > 0 or not books.frozen),
             expired_rows=books[Outcome.EXPIRED] if send.expires_at is not None and send.expires_at <= now() else 0,
             reason=reason,
         )
