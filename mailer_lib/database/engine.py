@@ -63,8 +63,8 @@ def read(engine: Engine) -> Iterator[Connection]:
 def snapshot(engine: Engine) -> Iterator[Connection]:
     """A transaction for reading a lot: all its queries see the same moment, and rows are streamed."""
     level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
-    with engine.connect() as connection:
-        connection = connection.execution_options(yield_per=2000, **level)
+    with engine.connect() as opened:
+        connection = opened.execution_options(yield_per=2000, **level)
         with connection.begin():
             yield connection
 
