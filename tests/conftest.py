@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine
 
@@ -23,6 +24,10 @@ from mailer_lib.settings import Settings, load_settings, make_key
 from tests.support import require
 
 _numbers = itertools.count(1)
+
+# A busy machine is no failure: nothing here is judged by the clock.
+hypothesis.settings.register_profile("mailfleet", deadline=None)
+hypothesis.settings.load_profile("mailfleet")
 
 
 @pytest.fixture(scope="session")
