@@ -6,7 +6,8 @@
 
 Values: text, number, true/false, ISO 8601 day or moment, name of a list. ``in``, ``notIn`` and ``between`` take an
 array or react-querybuilder's comma-separated text; numbers may come as text, as its number inputs write them. ``null``
-and ``notNull`` take none. Text is compared exactly, capitals included, after white space around it is cut off.
+and ``notNull`` take none. Text is compared exactly, capitals included; white space in it becomes single spaces, as in
+what is stored.
 
 What a missing value means: it matches ``null`` and nothing else, ``!=`` and ``notIn`` included; ``not`` is the exact
 complement. So ``tier != gold`` leaves out who has no tier, and ``not (tier = gold)`` takes them in. Membership of a
@@ -17,6 +18,7 @@ it as "everybody" and some as "nobody".
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -115,10 +117,10 @@ class _Reader:
         known = _GROUP_KEYS | {"version"} if depth == 1 else _GROUP_KEYS
         self._unknown_keys(node, path, known)
         if depth == 1 and node.get("version", VERSION) != VERSION:
-            self.fail("$.version", f"this release reads version {VERSION}, not {node['version']!r}")
+            self.fail("$.version", f"this release reads version {VERSION}, not {_show(node['version'])}")
         combinator, negated, members = node.get("combinator"), node.get("not", False), node.get("rules")
-        if combinator not in {"and", "or"}:
-            self.fail(f"{path}.combinator", f'must be "and" or "or", not {combinator!r}')
+        if not isinstance(combinator, str) or combinator not in {"and", "or"}:
+            self.fail(f"{path}.combinator", f'must be "and" or "or", not {_show(combinator)}')
         if not isinstance(negated, bool):
             self.fail(f"{path}.not", f"must be true or false, not {_kind(negated)}")
         if not isinstance(members, Sequence) or isinstance(members, str):
@@ -152,12 +154,12 @@ class _Reader:
         field = self.fields.get(name) if isinstance(name, str) else None
         if field is None:
             hint = self.catalogue.suggestion(name) if isinstance(name, str) else ""
-            self.fail(f"{path}.field", f"there is no field {name!r}{hint}")
+            self.fail(f"{path}.field", f"there is no field {_show(name)}{hint}")
             return None
         try:
             operator = Operator(str(symbol))
         except ValueError:
-            self.fail(f"{path}.operator", f"there is no operator {symbol!r}; {_offer(field)}")
+            self.fail(f"{path}.operator", f"there is no operator {_show(symbol)}; {_offer(field)}")
             return None
         if operator not in field.operators:
             self.fail(f"{path}.operator", f'"{operator}" doesn\'t suit {field.name}, a {field.kind}; {_offer(field)}')
@@ -221,7 +223,8 @@ class _Reader:
         if piece and not raw:
             self.fail(path, f'"{operator}" takes at least one character')
             return None
-        return raw if piece else raw.strip()
+        text = unicodedata.normalize("NFC", raw)  # as stored texts are (contacts.attributes.clean_text)
+        return text if piece else " ".join(text.split())
 
     def _number(self, raw: Any, path: str) -> float | None:
         number: float | None = None

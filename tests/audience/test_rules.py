@@ -1,0 +1,196 @@
+"""A rule tree is read whole or refused with the JSON path of everything that is wrong."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mailer_lib.audience.catalogue import SUITED, Catalogue, Operator
+from mailer_lib.audience.criteria import read_tree
+from mailer_lib.audience.rules import MAX_DEPTH, MAX_RULES, MAX_VALUES, CriteriaError, Group, Rule, Span, parse
+from tests.audience.world import ATTRIBUTES, rule
+
+CATALOGUE = Catalogue(ATTRIBUTES, {"newsletter": 1, "offers": 2})
+
+
+def only_rule(tree: Any) -> Rule:
+    (member,) = parse(tree, CATALOGUE).members
+    assert isinstance(member, Rule)
+    return member
+
+
+def problems(tree: Any) -> dict[str, str]:
+    with pytest.raises(CriteriaError) as caught:
+        parse(tree, CATALOGUE)
+    return {problem.path: problem.text for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("field", "operator", "value", "values"),
+    [
+        ("locale", "=", " de-DE ", ("de-DE",)),
+        ("given_name", "=", "  Anna   Lena ", ("Anna Lena",)),
+        ("given_name", "beginsWith", "Anna ", ("Anna ",)),
+        ("given_name", "=", "Zoe\u0308", ("Zoë",)),
+        ("attribute.points", ">", 12, (12.0,)),
+        ("attribute.points", ">", "12.5", (12.5,)),
+        ("attribute.points", "between", "10,20", (10.0, 20.0)),
+        ("attribute.points", "in", [1, 2], (1.0, 2.0)),
+        ("attribute.tier", "in", "gold, silver", ("gold", "silver")),
+        ("attribute.tier", "notIn", ["gold"], ("gold",)),
+        ("attribute.vip", "=", False, (False,)),
+        ("attribute.customer_since", "<", "2024-02-29", ("2024-02-29",)),
+        ("attribute.city", "null", None, ()),
+        ("attribute.city", "notNull", "ignored", ()),
+        ("list", "=", "offers", (2,)),
+        ("list.confirmed", "notIn", ["offers", "newsletter"], (2, 1)),
+    ],
+)
+def test_what_react_querybuilder_writes_is_read(field: str, operator: str, value: Any, values: tuple[Any, ...]) -> None:
+    read = only_rule(rule(field, operator, value))
+    assert (read.field.name, read.operator, read.values) == (field, operator, values)
+
+
+def test_a_day_means_the_whole_day_and_a_moment_itself() -> None:
+    day = datetime(2026, 11, 24, tzinfo=UTC)
+    assert only_rule(rule("created_at", "=", "2026-11-24")).values == (Span(day, day + timedelta(days=1)),)
+    moment = day + timedelta(hours=7)
+    (span,) = only_rule(rule("created_at", ">", "2026-11-24T08:00:00+01:00")).values
+    assert span == Span(moment, moment + timedelta(microseconds=1))
+
+
+def test_keys_that_only_the_editor_needs_are_passed_over() -> None:
+    tree = rule("locale", "=", "de")
+    tree |= {"id": "g-1", "not": False, "version": 1}
+    tree["rules"][0] |= {"id": "r-1", "valueSource": "value"}
+    assert isinstance(parse(tree, CATALOGUE), Group)
+
+
+@pytest.mark.parametrize(
+    ("tree", "path", "says"),
+    [
+        ([], "$", "must be a group"),
+        ({}, "$.combinator", '"and" or "or"'),
+        ({"combinator": "xor", "rules": []}, "$.combinator", "'xor'"),
+        ({"combinator": "and", "rules": "all"}, "$.rules", "an array"),
+        ({"combinator": "or", "rules": []}, "$.rules", "is empty"),
+        ({"combinator": "and", "rules": [], "not": True}, "$.rules", "is empty"),
+        ({"combinator": "and", "rules": [{"combinator": "and", "rules": []}]}, "$.rules[0].rules", "is empty"),
+        ({"combinator": "and", "rules": [], "not": "yes"}, "$.not", "true or false"),
+        ({"combinator": "and", "rules": [], "version": 2}, "$.version", "version 1"),
+        ({"combinator": "and", "rules": [], "where": "1=1"}, "$", '"where"'),
+        ({"combinator": "and", "rules": ["and"]}, "$.rules[0]", "a rule"),
+        (rule("attribute.teir", "=", "gold"), "$.rules[0].field", 'did you mean "attribute.tier"?'),
+        (rule("attributes) OR 1=1 --", "=", "x"), "$.rules[0].field", "no field"),
+        (rule("address", "=", "x"), "$.rules[0].field", "no field"),
+        ({"combinator": "and", "rules": [{"operator": "="}]}, "$.rules[0].field", "no field null"),
+        (rule("locale", "~", "x"), "$.rules[0].operator", "no operator '~'"),
+        (rule("locale", "<", "x"), "$.rules[0].operator", "doesn't suit locale, a text"),
+        (rule("attribute.vip", ">", True), "$.rules[0].operator", "attribute.vip takes = !="),
+        (rule("list", "null"), "$.rules[0].operator", "doesn't suit"),
+        (rule("locale", "=", 5), "$.rules[0].value", "must be a text, not a number"),
+        (rule("locale", "contains", ""), "$.rules[0].value", "at least one character"),
+        (rule("locale", "=", "a\x00b"), "$.rules[0].value", "control character"),
+        (rule("attribute.points", "=", "many"), "$.rules[0].value", "must be a number, not 'many'"),
+        (rule("attribute.points", "=", True), "$.rules[0].value", "must be a number"),
+        (rule("attribute.points", "=", "nan"), "$.rules[0].value", "must be a number"),
+        (rule("attribute.points", "between", [1]), "$.rules[0].value", "two values, not 1"),
+        (rule("attribute.points", "in", [1, "x"]), "$.rules[0].value[1]", "must be a number"),
+        (rule("attribute.tier", "in", []), "$.rules[0].value", "1 to 500 values"),
+        (rule("attribute.tier", "in", 5), "$.rules[0].value", "takes an array"),
+        (rule("attribute.vip", "=", "true"), "$.rules[0].value", "must be true or false, not a text"),
+        (rule("attribute.customer_since", "=", "24.11.2026"), "$.rules[0].value", "a day like 2026-11-24"),
+        (rule("attribute.customer_since", "=", "2026-02-30"), "$.rules[0].value", "a day like"),
+        (rule("created_at", "<", "2026-11-24T08:00:00"), "$.rules[0].value", "time zone"),
+        (rule("list", "=", "newsleter"), "$.rules[0].value", 'did you mean "newsletter"?'),
+        (rule("list", "in", ["newsletter", 3]), "$.rules[0].value[1]", "no list 3"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_path(tree: Any, path: str, says: str) -> None:
+    found = problems(tree)
+    assert says in found[path], found
+
+
+def test_a_field_is_not_compared_with_another_field() -> None:
+    tree = rule("locale", "=", "timezone")
+    tree["rules"][0]["valueSource"] = "field"
+    assert "$.rules[0].valueSource" in problems(tree)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    tree = {"combinator": "and", "rules": [*rule("nope", "=", 1)["rules"], rule("locale", "<", "x")]}
+    assert set(problems(tree)) == {"$.rules[0].field", "$.rules[1].rules[0].operator"}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    tree = rule("locale", "=", "de")
+    for _ in range(depth - 1):
+        tree = {"combinator": "and", "rules": [tree]}
+    return tree
+
+
+def test_depth_has_a_limit() -> None:
+    parse(nested(MAX_DEPTH), CATALOGUE)
+    (path,) = problems(nested(MAX_DEPTH + 1))
+    assert path == "$" + ".rules[0]" * MAX_DEPTH
+    assert problems(nested(900))
+
+
+def test_width_has_a_limit() -> None:
+    one = rule("locale", "=", "de")["rules"]
+    parse({"combinator": "or", "rules": one * MAX_RULES}, CATALOGUE)
+    assert "500 rules" in problems({"combinator": "or", "rules": one * (MAX_RULES + 1)})["$"]
+    wide = {"combinator": "and", "rules": [{"combinator": "or", "rules": one * 300}] * 300}
+    assert "500 rules" in problems(wide)["$"]
+    parse(rule("attribute.tier", "in", ["x"] * MAX_VALUES), CATALOGUE)
+    assert "$.rules[0].value" in problems(rule("attribute.tier", "in", ["x"] * (MAX_VALUES + 1)))
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[NaN]", b"[" * 100_000, b"", b'{"a": Infinity}'])
+def test_what_is_no_json_is_a_sentence(text: bytes) -> None:
+    with pytest.raises(CriteriaError, match=r"^\$"):
+        read_tree(text)
+
+
+def test_every_kind_of_field_has_operators_and_every_operator_a_field() -> None:
+    assert {f.kind for f in CATALOGUE.fields.values()} == set(SUITED)
+    assert set().union(*SUITED.values()) == set(Operator)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["combinator", "rules", "not", "field", "operator", "value", "and"]), inner, max_size=5
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_whatever_json_comes_it_is_read_or_refused_with_paths(tree: Any) -> None:
+    try:
+        parse(tree, CATALOGUE)
+    except CriteriaError as error:
+        assert error.problems
+        assert all(p.path.startswith("$") and p.text for p in error.problems)
+
+
+@given(
+    st.sampled_from(sorted(CATALOGUE.fields)),
+    st.sampled_from([*Operator, "doesNotContain", ""]),
+    json_values | st.sampled_from(["2026-11-24", "5", "newsletter", ["a", "b"]]),
+)
+def test_one_rule_of_any_shape_is_read_or_refused(field: str, operator: str, value: Any) -> None:
+    try:
+        read = only_rule(rule(field, operator, value))
+    except CriteriaError as error:
+        assert all(p.path.startswith("$.rules[0]") for p in error.problems)
+    else:
+        assert read.operator in read.field.operators
+        json.dumps(value)
