@@ -22,8 +22,7 @@ def start_services(world: World) -> None:
     env = {**world.env, "PYTHONPATH": str(PROJECT), "PYTHONUNBUFFERED": "1"}
     listen = [part for n in (1, 2, 3) for part in ("--listen", f"127.0.0.1:{world.ports[f'smtp-{n}']}")]
     services.start("sink", python_module("sink", "serve", "--name", SINK, *listen), env, cwd=PROJECT)
-    inbox = ("sink", "inbox", "--name", SINK, "--port", str(world.ports["inbox"]))
-    services.start("inbox", python_module(*inbox), env, cwd=PROJECT)
+    services.start("inbox", python_module("sink", "inbox", "--port", str(world.ports["inbox"])), env, cwd=PROJECT)
     services.start("serve", python_module("serve"), env, cwd=PROJECT)
     _wait(world, "sink", lambda: _listens(world.ports["smtp-1"]))
     _wait(world, "serve", lambda: _answers(world.serve_url))
