@@ -18,12 +18,13 @@ def serve(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Processes.")] = 1,
 ) -> None:
     """Run until SIGTERM or Ctrl-C; requests in hand are finished. Put a proxy with TLS before it in production."""
-    from mailer_lib.web.server import run
+    from mailer_lib.asgi_server import run
 
     with open_context() as context:
         settings = context.settings
         settings.identity(), settings.tokens()  # a missing key is a sentence here, not a crash of a worker
     run(
+        "mailer_lib.web.app:app_from_environment",
         host or settings.serve_host,
         settings.serve_port if port is None else port,
         workers=workers,

@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from mailer_lib.asgi_server import end_with_parent
 from mailer_lib.database.engine import open_engine, read
 from mailer_lib.settings import Settings, load_settings
 from mailer_lib.tokens import BadTokenError
@@ -33,7 +34,6 @@ from mailer_lib.web.doors import Doors, doors, log, texts
 from mailer_lib.web.events import EventLog
 from mailer_lib.web.middleware import App, BodyLimit, Message, Receive, Scope, SecurityHeaders, Send
 from mailer_lib.web.people import Links
-from mailer_lib.web.server import end_with_parent
 
 
 def create_app(settings: Settings) -> Starlette:

@@ -105,7 +105,7 @@ def make_world(settings: Settings, engine: Engine) -> World:
                     created_at=at,
                     updated_at=at,
                     updated_by="test",
-                )  # fmt: skip
+                )
             )
         )
         send_id = _id(
@@ -138,7 +138,7 @@ def make_world(settings: Settings, engine: Engine) -> World:
                         state="active",
                         created_at=at,
                         updated_at=at,
-                    )  # fmt: skip
+                    )
                 )
             )
             c.execute(
@@ -148,7 +148,7 @@ def make_world(settings: Settings, engine: Engine) -> World:
                     state=state,
                     updated_at=at,
                     confirmed_at=asked if state == "confirmed" else None,
-                )  # fmt: skip
+                )
             )
             if state == "pending":
                 c.execute(
@@ -159,7 +159,7 @@ def make_world(settings: Settings, engine: Engine) -> World:
                         occurred_at=asked,
                         recorded_at=at,
                         method="form",
-                    )  # fmt: skip
+                    )
                 )
     return world
 
@@ -167,10 +167,16 @@ def make_world(settings: Settings, engine: Engine) -> World:
 def freeze(world: World) -> Bundle:
     """Store a bundle of two variants and a snapshot of one shard."""
     bundle = Bundle(
-        campaign="spring-sale", edition="1", send_id=world.send_id, list_name="newsletter",
-        list_title="Fjord & Fern News", sender=Mailbox(name="Fjord & Fern", address="news@news.fjordfern.example"),
-        dkim_domain="news.fjordfern.example", dkim_selector="s1",
-        return_path_domain="bounce.news.fjordfern.example", tracking_url="http://127.0.0.1:8025",
+        campaign="spring-sale",
+        edition="1",
+        send_id=world.send_id,
+        list_name="newsletter",
+        list_title="Fjord & Fern News",
+        sender=Mailbox(name="Fjord & Fern", address="news@news.fjordfern.example"),
+        dkim_domain="news.fjordfern.example",
+        dkim_selector="s1",
+        return_path_domain="bounce.news.fjordfern.example",
+        tracking_url="http://127.0.0.1:8025",
         variants=tuple(
             BundleVariant(
                 name=name,
@@ -182,20 +188,27 @@ def freeze(world: World) -> Bundle:
             )
             for name in ("A", "B")
         ),
-    )  # fmt: skip
+    )
     folder = world.settings.storage / "bundles" / bundle.content_hash
     folder.mkdir(parents=True)
     (folder / "message.json").write_bytes(bundle.dump())
     relative = Path("snapshots/spring-sale/1/1")
     rows = [
         {
-            "contact_id": id_, "message_key": world.key_of(address), "address_hash": world.hash_of(address),
-            "address": normalise(address).deliverable, "domain": normalise(address).domain, "provider": "other",
-            "variant": id_ % 2, "given_name": "<b>" + address.split("@")[0].title(), "family_name": None,
-            "locale": "en", "timezone": None,
+            "contact_id": id_,
+            "message_key": world.key_of(address),
+            "address_hash": world.hash_of(address),
+            "address": normalise(address).deliverable,
+            "domain": normalise(address).domain,
+            "provider": "other",
+            "variant": id_ % 2,
+            "given_name": "<b>" + address.split("@")[0].title(),
+            "family_name": None,
+            "locale": "en",
+            "timezone": None,
         }
         for address, id_ in world.people.items()
-    ]  # fmt: skip
+    ]
     sha = write_shard(
         world.settings.storage / relative / "shard=0000" / "part-0.parquet",
         pa.Table.from_pylist(rows, schema=shard_schema()),
@@ -215,7 +228,7 @@ def freeze(world: World) -> Bundle:
                     excluded=0,
                     created_at=now(),
                     published_at=now(),
-                )  # fmt: skip
+                )
             )
         )
         c.execute(
@@ -228,7 +241,7 @@ def freeze(world: World) -> Bundle:
                 sha256=sha,
                 state="open",
                 next_row=0,
-            )  # fmt: skip
+            )
         )
     return bundle
 

@@ -1,4 +1,4 @@
-"""The web app in worker processes of Granian. No access log: the paths are tokens."""
+"""An ASGI app in worker processes of Granian: `mailfleet serve`, the inbox. No access log: paths are tokens."""
 
 import ctypes
 import http.client
@@ -21,8 +21,10 @@ class ServeError(RuntimeError):
     """The server can't start; the sentence says why."""
 
 
-def run(host: str, port: int, *, workers: int = 1, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ``announce`` is called with the URL when it listens; port 0 takes any free one.
+def run(target: str, host: str, port: int, *, workers: int = 1, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` is called with the URL once it answers; port 0 takes any free one.
+
+    ``target``: ``module:factory``; the factory is called in each worker, and the app has a ``/healthz``.
 
     Settings come from the environment, for every worker anew.
 
@@ -32,7 +34,7 @@ def run(host: str, port: int, *, workers: int = 1, announce: Callable[[str], Non
     port = _claim(host, port)
     logging.getLogger("_granian").setLevel(logging.WARNING)
     server = Granian(
-        "mailer_lib.web.app:app_from_environment",
+        target,
         factory=True,
         interface=Interfaces.ASGI,
         address=host,
