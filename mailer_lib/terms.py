@@ -170,3 +170,11 @@ class TemplateKind(StrEnum):
 
     MJML = "mjml"
     HTML = "html"
+
+
+class FindingLevel(StrEnum):
+    """Of a pre-flight finding: a send refuses on an error and says so on a warning."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"

@@ -8,7 +8,7 @@ from typing import Any
 
 from mailer_lib.message import mime
 from mailer_lib.message.bundle import BundleVariant
-from mailer_lib.message.islands import Island, Islands, Static, TokenSlot, UrlForm, compile_islands
+from mailer_lib.message.islands import Island, Islands, Static, UrlForm, compile_islands
 from mailer_lib.message.language import TemplateLanguage
 
 TokenName = tuple[str, int]  # ("link", 3), ("unsubscribe_url", 0)
@@ -78,7 +78,10 @@ class Body:
         )
         places = []
         segments = list(islands.segments)
-        ending = segments.pop().text if segments and isinstance(segments[-1], Static) else ""
+        ending = ""
+        if segments and isinstance(last := segments[-1], Static):
+            ending = last.text
+            segments.pop()
         for segment in segments:
             if isinstance(segment, Static):
                 self._segments.append(mime.quoted_printable(segment.text))

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from sqlalchemy import Engine, Row, delete, insert, select, update
+from sqlalchemy import Engine, delete, insert, select, update
 
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import campaigns, lists, send_links, sends

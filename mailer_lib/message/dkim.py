@@ -58,7 +58,7 @@ class DkimSigner:
             for value in reversed(values):  # the bottommost first (§5.4.2)
                 names.append(name)
                 block.append(name.encode() + b":" + value + b"\r\n")
-        names += [name for name in OVER_SIGNED]
+        names += OVER_SIGNED
         digest = hashlib.sha256(canonical_body(body)).digest()
         return self.sign_canonical(self.prepare(names), b"".join(block), digest, int(time.time() if at is None else at))
 
@@ -77,8 +77,9 @@ class DkimSigner:
         return self._plans[key]
 
     def sign_canonical(self, plan: str, canonical_headers: bytes, body_sha256: bytes, at: int) -> bytes:
-        """Sign what is canonical already. The header names in ``plan`` must be those in ``canonical_headers``, in order,
-        then the over-signed ones."""
+        """Sign what is canonical already. ``plan`` names the headers of ``canonical_headers`` in their order, then the
+        over-signed ones.
+        """
         head = (
             f"v=1; a=rsa-sha256; c=relaxed/relaxed; d={self.domain};\r\n s={self.selector}; t={at};\r\n {plan}\r\n "
             f"bh={base64.b64encode(body_sha256).decode()};\r\n b="

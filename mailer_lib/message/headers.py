@@ -31,11 +31,7 @@ class HeaderBlock:
             names.insert(names.index("to") + 1, "reply-to")
         self.signed = tuple(names)
         list_id = f"<{_token(bundle.list_name)}.{bundle.dkim_domain}>"  # RFC 2919
-        title = mime.clean(bundle.list_title)
-        phrase = (
-            mime.mailbox(title, "", len("List-ID: ")).removesuffix("<>").removesuffix("\r\n ").rstrip() if title else ""
-        )
-        self._list_id = f"List-ID: {phrase} {list_id}\r\n" if phrase else f"List-ID: {list_id}\r\n"
+        self._list_id = f"List-ID: {mime.phrase(bundle.list_title, len('List-ID: '))}{list_id}\r\n"
         sender_id = re.sub(r"[^a-z0-9]", "", bundle.dkim_domain.lower())[:SENDER_ID_CHARS]
         self._feedback = (
             f":{_token(bundle.campaign)}#{_token(bundle.edition)}:{_token(bundle.list_name)}:{sender_id}\r\n"
@@ -51,8 +47,8 @@ class HeaderBlock:
     ) -> tuple[str, str]:
         """(raw block, canonical block), each line with its CRLF; ``to`` and ``subject`` may be folded."""
         raw = (
-            f"Date: {date}\r\n{self._from}To: {to}\r\n{self._reply_to}Subject: {subject}\r\nMessage-ID: {message_id}\r\n"
-            f"List-Unsubscribe: <{unsubscribe_url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
+            f"Date: {date}\r\n{self._from}To: {to}\r\n{self._reply_to}Subject: {subject}\r\n"
+            f"Message-ID: {message_id}\r\nList-Unsubscribe: <{unsubscribe_url}>\r\nList-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
             f"{self._list_id}Feedback-ID: {message_key}{self._feedback}{self._mime}"
         )
         canonical = (

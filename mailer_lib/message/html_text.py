@@ -8,13 +8,15 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
-_BLOCKS = frozenset(
-    "address article aside blockquote center dd div dl dt fieldset figure footer form h1 h2 h3 h4 h5 h6 header li main nav "
-    "ol p pre section table tr ul".split()
-)
-_APART = frozenset("blockquote h1 h2 h3 h4 h5 h6 ol p table ul".split())
+_BLOCKS = frozenset({
+    "address", "article", "aside", "blockquote", "center", "dd", "div", "dl", "dt", "fieldset", "figure", "footer",
+    "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "li", "main", "nav", "ol", "p", "pre", "section", "table", "tr", "ul",
+})  # fmt: skip
+_APART = frozenset({"blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "table", "ul"})
 _SILENT = frozenset({"head", "style", "script", "title", "template"})
-_VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
+_VOID = frozenset({
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr",
+})  # fmt: skip
 _HIDDEN = re.compile(r"display\s*:\s*none|mso-hide\s*:\s*all", re.IGNORECASE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 _SPACE = re.compile(r"[ \t\r\n\f]+")
@@ -76,7 +78,7 @@ class _TextParser(HTMLParser):
         if tag == "a" and self._links:
             url, start = self._links.pop()
             words = "".join(self.out[start:]).strip()
-            if url.startswith("mailto:") or url.startswith("tel:"):
+            if url.startswith(("mailto:", "tel:")):
                 url = url.partition(":")[2]
             if url and not url.startswith("#") and words and url != words:
                 self.out.append(f" ({url})")

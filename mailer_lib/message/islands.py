@@ -1,18 +1,18 @@
 """A template as islands in a static sea: what never changes is encoded once, a recipient costs only the rest.
 
 The template is parsed once. Each top-level run of static text becomes a ``Static``; what lies between two of them (one
-expression, or a whole ``{% if %}`` / ``{% for %}`` / ``{% set %}`` … however large) is one ``Island``. In the tree that is
+expression, or a whole ``{% if %}``, ``{% for %}``, ``{% set %}``, however large) is one ``Island``. In the tree that is
 compiled, static runs are replaced by a NUL, so that one pass of the template gives all islands, in order, by splitting.
 NUL can't come from data (``builder`` strips it), and a NUL made by the template itself is found by counting.
 
 Two kinds of island cost nothing for each recipient: what depends only on the send (``campaign``, ``list_title``,
-``postal_address``) is folded into the static text here, and a bare ``{{ unsubscribe_url }}`` or ``{{ link(3) }}`` becomes
-a ``TokenSlot``, filled without Jinja2.
+``postal_address``) is folded into the static text here, and a bare ``{{ unsubscribe_url }}`` or ``{{ link(3) }}``
+becomes a ``TokenSlot``, filled without Jinja2.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 from jinja2 import Template, nodes
 from jinja2.meta import find_undeclared_variables
@@ -40,7 +40,7 @@ class Static:
 
 @dataclass(frozen=True, slots=True)
 class TokenSlot:
-    """A signed token between two static texts: ``unsubscribe_url``, ``open_pixel_url``, ``view_url`` or link ``number``."""
+    """A signed token between static texts: ``unsubscribe_url``, ``open_pixel_url``, ``view_url``, ``link`` number."""
 
     name: str
     number: int = 0
@@ -119,8 +119,8 @@ def compile_islands(
             segments.append(Static(text))
 
     for node in _pieces(tree):
-        if _is_data(node):
-            add_static(node.nodes[0].data)
+        if (data := _data(node)) is not None:
+            add_static(data)
         elif (folded := steady.text(node)) is not None:
             add_static(folded)
         elif direct and (slot := _token_slot(node)) is not None:
@@ -152,8 +152,10 @@ def _pieces(tree: nodes.Template) -> list[nodes.Node]:
     return pieces
 
 
-def _is_data(node: nodes.Node) -> TypeGuard[nodes.Output]:
-    return isinstance(node, nodes.Output) and isinstance(node.nodes[0], nodes.TemplateData)
+def _data(node: nodes.Node) -> str | None:
+    if isinstance(node, nodes.Output) and isinstance(part := node.nodes[0], nodes.TemplateData):
+        return str(part.data)
+    return None
 
 
 def _token_slot(node: nodes.Node) -> TokenSlot | None:
@@ -194,19 +196,20 @@ class _Steady:
         self._changed = stored & language.globals.keys()
 
     def text(self, node: nodes.Node) -> str | None:
-        if isinstance(node, _STATEMENTS_WITH_EFFECT) or node.find(_STATEMENTS_WITH_EFFECT) is not None:
+        if isinstance(node, _STATEMENTS_WITH_EFFECT) or any(True for _ in node.find_all(_STATEMENTS_WITH_EFFECT)):
             return None
         if any(part.name in _UNSTEADY for part in node.find_all(nodes.Filter)):
             return None
         if self._changed and any(name.name in self._changed for name in node.find_all(nodes.Name)):
             return None
-        whole = nodes.Template([node], lineno=1).set_environment(self.language)
+        whole = nodes.Template([node], lineno=1)
+        whole.set_environment(self.language)
         if not find_undeclared_variables(whole) <= self.constants.keys():
             return None
         try:
             template = Template.from_code(self.language, self.language.compile(whole), dict(self.language.globals))
             text = template.render(self.constants)
-        except Exception:  # noqa: BLE001 - whatever it is, it is raised again for a recipient, where it has a name
+        except Exception:  # whatever it is: it is raised again for a recipient, where it is reported
             return None
         return None if SEPARATOR in text else text
 

@@ -42,7 +42,7 @@ def rewrite_html(document: Shielded, page: str, links: Links) -> str:
         if not tags:
             url = html.unescape(value).strip()
             if links.track and name == "href" and element in {"a", "area", "v:roundrect", "v:rect"} and _WEB.match(url):
-                return f'{match[1]}"{document.add("{{ link(%d) }}" % links.number(url))}"'
+                return f'{match[1]}"{document.add(_link(links.number(url)))}"'
             return match[0]
         if tags[0].expression in _OUR_URLS or tags[0].expression.startswith("link("):
             return match[0]
@@ -70,6 +70,10 @@ def rewrite_text(document: Shielded, text: str, links: Links) -> str:
             links.untracked.append(document.restore(whole))
             return whole
         target = whole.rstrip(_TRAILING)
-        return document.add("{{ link(%d) }}" % links.number(target)) + whole[len(target) :]
+        return document.add(_link(links.number(target))) + whole[len(target) :]
 
     return _TEXT_URL.sub(url, text)
+
+
+def _link(number: int) -> str:
+    return f"{{{{ link({number}) }}}}"

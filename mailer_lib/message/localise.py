@@ -1,7 +1,7 @@
 """Numbers and dates the way a recipient's language writes them: small, the same on every machine, no locale data.
 
 ``{{ contact.points|number }}``, ``{{ contact.customer_since|date }}``. The language is the recipient's ``locale``
-(BCP 47) unless the template names one; one that isn't listed gets the form that can't be misread (1 234.5 and 2026-11-24).
+(BCP 47) unless the template names one; one that isn't listed gets forms that can't be misread (1 234.5, 2026-11-24).
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ def long_date(value: date, language: str) -> str:
 
 @pass_context
 def number_filter(context: Context, value: Any, decimals: int | None = None, language: str | None = None) -> Any:
-    """``{{ x|number }}``, ``{{ x|number(2) }}``, ``{{ x|number(language="en") }}``; what isn't a number stays as it is."""
+    """``{{ x|number }}``, ``|number(2)``, ``|number(language="en")``; what isn't a number stays as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     return number(value, language or language_of(context), decimals)

@@ -96,16 +96,23 @@ def unstructured(text: str, name_chars: int) -> str:
 
 def mailbox(name: str, address: str, name_chars: int) -> str:
     """``display name <address>`` for From, To, Reply-To; ``address`` has been checked by the caller."""
+    before = phrase(name, name_chars)
+    if not before:
+        return address
+    fits = _FOLDED not in before and name_chars + len(before) + len(address) + 2 <= HEADER_LINE_CHARS
+    return f"{before}<{address}>" if fits else f"{before[:-1]}{_FOLDED}<{address}>"
+
+
+def phrase(name: str, name_chars: int) -> str:
+    """A display name with a space after it, ready for what stands in angle brackets; empty for an empty name."""
     name = clean(name)
     if not name:
-        return address
-    if len(name) + name_chars <= HEADER_LINE_CHARS and name.isascii() and "=?" not in name:
-        quoted = name if _ATOMS.fullmatch(name) else '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        separator = " " if name_chars + len(quoted) + len(address) + 3 <= HEADER_LINE_CHARS else "\r\n "
-        return f"{quoted}{separator}<{address}>"
-    words = encoded_words(name, name_chars)
-    fits = "\r\n" not in words and name_chars + len(words) + len(address) + 3 <= HEADER_LINE_CHARS
-    return f"{words}{' ' if fits else _FOLDED}<{address}>"
+        return ""
+    if name.isascii() and "=?" not in name and len(name) + name_chars <= HEADER_LINE_CHARS - len('"" '):
+        if _ATOMS.fullmatch(name):
+            return f"{name} "
+        return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '" '
+    return encoded_words(name, name_chars) + " "
 
 
 def encoded_words(text: str, name_chars: int) -> str:

@@ -1,9 +1,9 @@
 """Jinja2 tags made inert while MJML and CSS run, and put back.
 
-HTML parsers move text out of tables, encode braces in URLs and lower-case attribute names. So a tag becomes a token that
-no parser has a reason to touch: an HTML comment for a block tag between elements (comments may stand anywhere, also
-around a table row), a bare word everywhere else. ``Shielded.restore`` refuses a result in which a block tag is missing,
-doubled or out of order, because ``{% for %}`` around the wrong things is worse than an error.
+HTML parsers move text out of tables, encode braces in URLs and lower-case attribute names. So a tag becomes a token
+that no parser has a reason to touch: an HTML comment for a block tag between elements (comments may stand anywhere,
+also around a table row), a bare word everywhere else. ``Shielded.check`` refuses a result in which a block tag is
+missing, doubled or out of order, because ``{% for %}`` around the wrong things is worse than an error.
 """
 
 import re
@@ -73,8 +73,8 @@ class Shielded:
             wrong = next((n for n, m in zip(expected, [*blocks, -1], strict=False) if n != m), (blocks or expected)[-1])
             tag = self.tags[wrong]
             raise TemplateProblemError(
-                f"line {tag.line}: {tag.source} can't stay where it is, because {what} moves or drops what stands there; "
-                "put it between elements, inside a cell, or inside <mj-raw>"
+                f"line {tag.line}: {tag.source} can't stay where it is, because {what} moves or drops what stands "
+                "there; put it between elements, inside a cell, or inside <mj-raw>"
             )
         for number, tag in enumerate(self.tags):
             if not tag.block and number not in found:
@@ -84,7 +84,8 @@ class Shielded:
 
     def restore(self, text: str) -> str:
         """The tags put back; braces that only look like tags are made literal."""
-        pieces, position = [], 0
+        pieces: list[str] = []
+        position = 0
         for match in self.pattern.finditer(text):
             pieces += (_literal(text[position : match.start()]), self.tags[int(match[1] or match[2])].source)
             position = match.end()

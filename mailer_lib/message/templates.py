@@ -32,10 +32,13 @@ _PIXEL = (
 )
 _FOOTER_STYLE = "padding:24px;text-align:center;font-family:sans-serif;font-size:12px;line-height:18px;color:#666666"
 _FOOTER_HTML = (
-    f'<div style="{_FOOTER_STYLE}">{{{{ list_title }}}}{{% if postal_address %}}<br>{{{{ postal_address }}}}{{% endif %}}'
+    f'<div style="{_FOOTER_STYLE}">' + "{{ list_title }}{% if postal_address %}<br>{{ postal_address }}{% endif %}"
     '<br><a href="{{ unsubscribe_url }}" style="color:#666666">Unsubscribe</a></div>'
 )
-_FOOTER_TEXT = "\n-- \n{{ list_title }}\n{% if postal_address %}{{ postal_address }}\n{% endif %}Unsubscribe: {{ unsubscribe_url }}\n"
+_FOOTER_TEXT = (
+    "\n-- \n{{ list_title }}\n{% if postal_address %}{{ postal_address }}\n{% endif %}"
+    "Unsubscribe: {{ unsubscribe_url }}\n"
+)
 
 
 @dataclass(frozen=True)
