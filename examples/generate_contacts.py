@@ -74,7 +74,7 @@ HOME_OF = {
 CITIES_OF = {
     "it_IT": ["Torino", "Milano", "Aosta", "Bolzano", "Trento", "Verona", "Bologna", "Firenze", "Roma", "Lecco"]
 }
-CATEGORIES = ("tents", "boots", "rainwear", "backpacks", "stoves", "climbing", "knitwear", "maps")
+CATEGORIES = ("Hiking", "Climbing", "Camping", "Trail running", "Kayaking", "Ski touring", "Cycling", "Fishing")
 SIGNUP_PAGES = (
     "https://fjordfern.example/newsletter", "https://fjordfern.example/checkout", "shop Oslo", "shop Hamburg",
     "https://fjordfern.example/trail-guide", "spring fair 2024",
@@ -142,7 +142,7 @@ class People:
 def domains_of(language: str) -> tuple[list[str], list[float]]:
     """Domains and weights for speakers of a language: a country's own providers only at home, where they count more.
 
-    The weight of a home provider is divided by the share of its country, so that the whole keeps the mix of ``DOMAINS``.
+    The weight of a home provider is divided by the share of its country: the whole keeps the mix of ``DOMAINS``.
     """
     spoken: dict[str, int] = {}
     for _, tag, _, count in LOCALES:

@@ -99,7 +99,7 @@ def confirm(
         state=SubscriptionState(subscription.state) if subscription is not None else None,
         unsubscribed_at=subscription.unsubscribed_at if subscription is not None else None,
         barriers=tuple(b for b in barriers if b.list_id in (EVERYWHERE, list_id)),
-        domain_barred=_domain_barred(connection, row.domain),
+        domain_barred=domain_barred(connection, row.domain),
     )
     verdict = weigh(False, at, standing)
     if verdict.action is None:
@@ -207,7 +207,7 @@ def lift(
 
 def suppress_domain(connection: Connection, *, domain: str, source: str | None, at: datetime | None = None) -> bool:
     """Bar every address at a domain (as ``address.normalise_domain`` gives it). Returns whether it is new."""
-    if _domain_barred(connection, domain):
+    if domain_barred(connection, domain):
         return False
     try:
         with connection.begin_nested():
@@ -246,7 +246,7 @@ def barring(connection: Connection, *, address_hash: bytes, domain: str, list_id
     for barrier in active_barriers(connection, address_hash):
         if barrier.list_id in (EVERYWHERE, list_id):
             return KeptOut(barrier.reason.value)
-    return KeptOut.DOMAIN if _domain_barred(connection, domain) else None
+    return KeptOut.DOMAIN if domain_barred(connection, domain) else None
 
 
 def active_suppressions_since(
@@ -364,6 +364,7 @@ def _lift_ids(connection: Connection, ids: Collection[int], by: str, at: datetim
     )
 
 
-def _domain_barred(connection: Connection, domain: str) -> bool:
+def domain_barred(connection: Connection, domain: str) -> bool:
+    """Whether every address at this domain is barred."""
     query = select(domain_suppressions.c.domain).where(domain_suppressions.c.domain == domain)
     return connection.scalar(query) is not None

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from mailer_lib.database.engine import now
-from mailer_lib.database.schema import lists
+from mailer_lib.database.schema import lists, subscriptions
+from mailer_lib.terms import SubscriptionState
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_TITLE = 128
@@ -74,3 +75,10 @@ def all_lists(connection: Connection) -> list[ListRecord]:
         ListRecord(row.id, row.name, row.title, row.created_at)
         for row in connection.execute(select(lists).order_by(lists.c.name))
     ]
+
+
+def subscription_counts(connection: Connection) -> dict[tuple[int, SubscriptionState], int]:
+    """How many subscriptions each list has in each state; a pair that is absent has none."""
+    s = subscriptions.c
+    query = select(s.list_id, s.state, func.count()).group_by(s.list_id, s.state)
+    return {(row[0], SubscriptionState(row[1])): row[2] for row in connection.execute(query)}

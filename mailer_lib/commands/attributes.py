@@ -1,0 +1,53 @@
+"""``mailfleet attributes``: what is known of contacts beyond the fixed columns."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mailer_lib.commands.context import console, open_context
+from mailer_lib.terms import AttributeType
+
+app = typer.Typer(help="Declare the attributes that criteria and templates use.", no_args_is_help=True)
+
+
+@app.command()
+def declare(
+    declarations: Annotated[
+        list[str], typer.Argument(help="KEY=TYPE, with type text, number, boolean or date.", metavar="KEY=TYPE…")
+    ],
+) -> None:
+    """Declare attributes with their types. Declaring the same again changes nothing."""
+    from mailer_lib.commands.errors import WRONG_USAGE, CommandError
+    from mailer_lib.contacts import attributes
+    from mailer_lib.database import audit
+    from mailer_lib.database.engine import write
+
+    wanted: dict[str, AttributeType] = {}
+    for text in declarations:
+        key, _, type_ = text.partition("=")
+        try:
+            wanted[key] = AttributeType(type_)
+        except ValueError:
+            kinds = ", ".join(AttributeType)
+            raise CommandError(f"{text!r}: write KEY=TYPE; the types are {kinds}", WRONG_USAGE) from None
+    with open_context() as context, write(context.engine) as connection:
+        new = [key for key, type_ in wanted.items() if attributes.declare(connection, key, type_)]
+        for key in new:
+            detail = {"type": wanted[key].value}
+            audit.record(connection, context.actor, "attributes.declare", f"attribute:{key}", detail)
+    console().print(f"{len(new)} declared, {len(wanted) - len(new)} were there already")
+
+
+@app.command("list")
+def list_() -> None:
+    """Every declared attribute and its type."""
+    from mailer_lib.contacts import attributes
+    from mailer_lib.database.engine import read
+
+    with open_context() as context, read(context.engine) as connection:
+        found = attributes.declared(connection)
+    table = Table("attribute", "type")
+    for key, type_ in found.items():
+        table.add_row(key, type_.value)
+    console().print(table)

@@ -1,0 +1,256 @@
+"""``mailfleet contacts``: import with consent, look up, take off, ask for confirmation."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from mailer_lib.commands.context import CommandContext, console, open_context, progress
+from mailer_lib.commands.errors import WRONG_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from mailer_lib.contacts.importer import ImportReport
+    from mailer_lib.contacts.person import Person
+
+app = typer.Typer(help="Import and look up contacts.", no_args_is_help=True)
+
+Pool = Annotated[str | None, typer.Option(help="Sending pool whose servers send confirmation mails.  [the only one]")]
+Domain = Annotated[
+    str | None, typer.Option(help="Sending domain of confirmation mails.  [the list's, or the only one]")
+]
+
+
+class Consent(StrEnum):
+    CONFIRMED = "confirmed"
+    PENDING = "pending"
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="CSV with a header line.")],
+    *,
+    list_name: Annotated[str, typer.Option("--list", help="The list that they gave their consent for.")],
+    consent: Annotated[
+        Consent,
+        typer.Option(help="confirmed: the consent is proven. pending: double opt-in, one confirmation mail is sent."),
+    ],
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="COLUMN=FIELD", help="address, given_name, family_name, locale, timezone, …; repeat it."
+        ),
+    ] = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=KEY", help="A column that is a declared attribute; repeat it.")
+    ] = None,
+    consent_at: Annotated[
+        str | None, typer.Option(metavar="COLUMN|DATE", help="When they agreed. Without it no refusal is ever lifted.")
+    ] = None,
+    consent_source: Annotated[
+        str | None, typer.Option(metavar="COLUMN|TEXT", help="Where they signed up.  [the file's name]")
+    ] = None,
+    consent_wording: Annotated[
+        str | None, typer.Option(metavar="COLUMN|TEXT", help="What they agreed to, in the words they read.")
+    ] = None,
+    consent_ip: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The IP address they signed up from.")
+    ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="utf-8 (with or without BOM), latin-1, windows-1252, utf-16, …")
+    ] = "utf-8",
+    delimiter: Annotated[
+        str | None, typer.Option(help="One character; found by itself as a rule. \\t is a tab.")
+    ] = None,
+    no_send: Annotated[bool, typer.Option("--no-send", help="Pending: don't send the confirmation mails now.")] = False,
+    pool: Pool = None,
+    domain: Domain = None,
+) -> None:
+    """Import contacts with their consent. Running it twice gives the same; a killed import is run again.
+
+    Well-known headers (E-Mail, First name, Language, …) and declared attributes are matched by themselves. Rows that
+    can't be imported go to a rejects file with line, column and reason: mend it and import it. Who is suppressed or
+    has unsubscribed stays so, unless the consent is newer.
+    """
+    from mailer_lib.contacts.importer import ImportOptions, import_contacts
+    from mailer_lib.terms import SubscriptionState
+
+    options = ImportOptions(
+        list_name=list_name,
+        consent=SubscriptionState(consent.value),
+        columns=_pairs("--map", map_),
+        attributes=_pairs("--attribute", attribute),
+        consent_at=consent_at,
+        consent_source=consent_source,
+        consent_wording=consent_wording,
+        consent_ip=consent_ip,
+        encoding=encoding,
+        delimiter="\t" if delimiter == "\\t" else delimiter,
+    )
+    with open_context() as context:
+        with progress(f"importing {file.name}") as report:
+            done = import_contacts(context.engine, context.settings, file, options, report, actor=context.actor)
+        _print_report(done, consent)
+        if consent is Consent.PENDING and not no_send:
+            _confirm_pending(context, list_name, pool, domain)
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts or []:
+        column, equals, target = text.rpartition("=")
+        if not equals or not column.strip() or not target.strip():
+            raise CommandError(f"{option} {text!r}: write COLUMN=NAME, like {option} 'E-Mail=address'", WRONG_USAGE)
+        pairs[column.strip()] = target.strip()
+    return pairs
+
+
+def _print_report(done: "ImportReport", consent: Consent) -> None:
+    output = console()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(justify="right")
+    table.add_column()
+    for count, what in (
+        (done.rows, "rows"),
+        (done.new, "new contacts"),
+        (done.updated, "updated"),
+        (done.unchanged, "unchanged"),
+        (done.duplicates, "came twice in the file; the last one counts"),
+        (done.rejected, "rejected"),
+        (done.confirmed, "confirmed for this list"),
+        (done.pending, "wait for confirmation"),
+    ):
+        if count or what == "rows":
+            table.add_row(f"{count:,}", what)
+    for reason, count in sorted(done.kept_out.items()):
+        table.add_row(f"{count:,}", f"stay out: {reason}")
+    output.print(table)
+    if done.undated and consent is Consent.CONFIRMED:
+        output.print(f"{done.undated:,} have no date of consent, which can't be newer than any refusal (--consent-at)")
+    if done.ignored_columns:
+        output.print(f"columns not imported: {', '.join(done.ignored_columns)}", markup=False)
+    if done.rejects is not None:
+        output.print(f"rejected rows, with line, column and reason: {done.rejects}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def show(address: Annotated[str, typer.Argument(help="The address, in any spelling.")]) -> None:
+    """All that is known of one address: contact, subscriptions, evidence of consent, suppressions."""
+    from mailer_lib.contacts.address import normalise
+    from mailer_lib.contacts.person import look_up
+    from mailer_lib.database import audit
+    from mailer_lib.database.engine import write
+
+    wanted = normalise(address)
+    with open_context() as context, write(context.engine) as connection:
+        key = context.settings.identity().address_hash(wanted.normalised)
+        person = look_up(connection, address_hash=key, domain=wanted.domain)
+        audit.record(connection, context.actor, "contacts.show", f"address:{key.hex()}")
+    if not person.known and not person.domain_barred:
+        raise CommandError("nothing is known of this address")
+    _print_person(person)
+
+
+def _print_person(person: "Person") -> None:
+    output = console()
+    if person.contact is None:
+        output.print("no contact has this address")
+    else:
+        facts = Table(show_header=False, box=None, pad_edge=False)
+        for name in ("id", "address_given", "given_name", "family_name", "locale", "timezone", "provider", "state"):
+            facts.add_row(name, str(person.contact[name] if person.contact[name] is not None else ""))
+        for key, value in sorted(person.contact["attributes"].items()):
+            facts.add_row(f"attribute {key}", str(value))
+        output.print(facts)
+    if person.subscriptions:
+        table = Table("list", "state", "source", "confirmed", "unsubscribed", "confirmation mail")
+        for one in person.subscriptions:
+            times = (one.confirmed_at, one.unsubscribed_at, one.confirmation_sent_at)
+            table.add_row(
+                one.list_name, one.state, one.source or "", *(f"{t:%Y-%m-%d %H:%M}" if t else "" for t in times)
+            )
+        output.print(table)
+    if person.evidence:
+        table = Table("evidence", "list", "when (UTC)", "how", "where", "IP", "wording")
+        for event in person.evidence:
+            table.add_row(
+                event.action, event.list_name or "every list", f"{event.occurred_at:%Y-%m-%d %H:%M}", event.method,
+                event.source or "", event.ip or "", event.wording or "",
+            )  # fmt: skip
+        output.print(table)
+    for barrier in person.barriers:
+        where = f"list {barrier.list_id}" if barrier.list_id else "everywhere"
+        output.print(f"suppressed, {where}: {barrier.reason}, since {barrier.refused_at:%Y-%m-%d %H:%M} UTC")
+    if person.domain_barred:
+        output.print("the whole domain is suppressed")
+
+
+@app.command()
+def unsubscribe(
+    address: Annotated[str | None, typer.Argument(help="The address, in any spelling.")] = None,
+    *,
+    file: Annotated[Path | None, typer.Option(help="CSV with an address column, or an address a line.")] = None,
+    list_name: Annotated[str | None, typer.Option("--list", help="One list; every list by default.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where they said so, for the evidence.")] = None,
+    encoding: Annotated[str, typer.Option(help="Of the file.")] = "utf-8",
+) -> None:
+    """Take a person, or all in a file, off one list or every list. Counts as of now; running sends drop them too."""
+    from mailer_lib.contacts.address import normalise
+    from mailer_lib.contacts.address_file import Entry, read_addresses
+    from mailer_lib.contacts.lists import list_id
+    from mailer_lib.contacts.refusals import unsubscribe_many
+    from mailer_lib.database import audit
+    from mailer_lib.database.engine import read, write
+
+    if (address is None) == (file is None):
+        raise CommandError("give one address, or --file FILE", WRONG_USAGE)
+    with open_context() as context:
+        with read(context.engine) as connection:
+            target = list_id(connection, list_name) if list_name else None
+        identity = context.settings.identity()
+        if file is not None:
+            entries, label = read_addresses(file, encoding), file.name
+        else:
+            entries, label = iter([Entry(1, address=normalise(address or ""))]), context.actor
+        with progress("unsubscribing", unit="addresses") as report:
+            done = unsubscribe_many(
+                context.engine, identity, entries, list_id=target, source=source or label, progress=report
+            )
+        with write(context.engine) as connection:
+            detail = {"from": label, "left": done.new, "known": done.known, "problems": len(done.problems)}
+            obj = f"list:{list_name}" if list_name else "list:*"
+            audit.record(connection, context.actor, "contacts.unsubscribe", obj, detail)
+    for line, sentence in done.problems:
+        console().print(f"{file}, line {line}: {sentence}", markup=False)
+    console().print(
+        f"{done.new:,} unsubscribed, {done.known:,} were already, {len(done.problems):,} lines can't be read"
+    )
+
+
+@app.command("confirm-pending")
+def confirm_pending(
+    list_name: Annotated[str, typer.Option("--list", help="The list.")], pool: Pool = None, domain: Domain = None
+) -> None:
+    """Send the one confirmation mail to whoever waits for it. Nobody ever gets a second one, nor anyone suppressed."""
+    with open_context() as context:
+        _confirm_pending(context, list_name, pool, domain)
+
+
+def _confirm_pending(context: CommandContext, list_name: str, pool: str | None, domain: str | None) -> None:
+    from mailer_lib.dispatch.confirmation import ConfirmationOptions, send_confirmations
+
+    with progress("confirmation mails", unit="mails") as report:
+        done = send_confirmations(
+            context.engine,
+            context.settings,
+            list_name,
+            ConfirmationOptions(pool=pool, domain=domain),
+            report,
+            actor=context.actor,
+        )
+    console().print(
+        f"{done.sent:,} confirmation mails sent, {done.refused:,} refused, {done.postponed:,} wait for the next try"
+    )
+    for reason, count in sorted(done.reasons.items()):
+        console().print(f"  {count:,} × {reason}", markup=False)
