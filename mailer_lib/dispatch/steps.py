@@ -160,7 +160,8 @@ def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campai
     if send.mode == SendMode.TEST:
         if campaign.seed_list is None:
             raise sends.SendError(
-                f"campaign {campaign.name} names no seed list to test with; set seed_list in its file and create it again"
+                f"campaign {campaign.name} names no seed list to test with; set seed_list in its file and create it "
+                "again"
             )
         return audience.plan_seed_snapshot(
             engine,
@@ -185,7 +186,7 @@ def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campai
     )
 
 
-def build_recipients(
+def build_recipients(  # noqa: PLR0917  # the DAG and the command line call every step alike
     engine: Engine, settings: Settings, send_id: int, claim: str, plan: str, index: int
 ) -> dict[str, int]:
     """Read one id range; any number of ranges at once, in any process. Returns index, rows, excluded."""
@@ -292,7 +293,8 @@ def start_sending(engine: Engine, settings: Settings, send_id: int, claim: str) 
     slots = slots_for(engine, send_id)
     if not slots:
         raise sends.SendError(
-            f"no dispatch server of the sending pool of {send.campaign} is active or warming; see `mailfleet server list`"
+            f"no dispatch server of the sending pool of {send.campaign} is active or warming; see "
+            "`mailfleet server list`"
         )
     set_state(engine, send_id, SendState.RUNNING, actor=send.launched_by or claim, claim=claim)
     return [{"server": s.server, "server_id": s.server_id, "slot": s.slot, "label": s.label} for s in slots]
