@@ -45,6 +45,7 @@ the recipients → *check* refuses on an error → *summary* → *approval* → 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
@@ -52,7 +53,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from mailfleet_airflow.approval import ApproveSendOperator
 from mailfleet_airflow.installation import installation
 from mailfleet_airflow.policy import DEFAULT_ARGS, AirflowPool, Tag, tags
-from mailfleet_airflow.runs import batches, claim_of, failed_tasks, launched_by
+from mailfleet_airflow.runs import batches, claim_of, fail_send, failed_tasks, has_ended, launched_by, note_failure
 from mailfleet_airflow.slot import DispatchSlotOperator
 
 from mailer_lib.terms import SendMode, UnknownPolicy
@@ -65,7 +66,7 @@ PARAMS = {
     "edition": Param(
         "1",
         type="string",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,47}$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,39}$",
         title="Edition",
         description="1 for a one-off",
     ),
@@ -96,7 +97,7 @@ PARAMS = {
     schedule=None,
     params=PARAMS,
     max_active_runs=8,
-    default_args=DEFAULT_ARGS,
+    default_args=DEFAULT_ARGS | {"on_failure_callback": note_failure},
     tags=tags(Tag.SENDING, Tag.OPERATOR),
     doc_md=__doc__,
 )
@@ -118,18 +119,22 @@ def campaign_send() -> None:
         send=send,
         pool=AirflowPool.DISPATCH,
         retries=5,
+        on_failure_callback=None,  # one server's failure isn't the send's: the books decide
         map_index_template="{{ server_label or task.slot['label'] }}",
     ).expand(slot=slots)
     dispatch >> report(send)
 
 
-@task(task_id="open")
+@task(task_id="open", on_failure_callback=None)
 def open_send() -> dict[str, Any]:
     from mailer_lib.dispatch import steps
+    from mailer_lib.dispatch.claims import free_claims
 
     context = get_current_context()
     engine, settings = installation()
     run, params = context["dag_run"], context["params"]
+    for claim in free_claims(engine, params["campaign"], partial(has_ended, context["ti"])):
+        log.warning("%s ended without closing its send; its claim is freed", claim)
     return steps.open_step(
         engine,
         settings,
@@ -189,7 +194,7 @@ def check_message(send: dict[str, Any]) -> dict[str, Any]:
 def summarise(send: dict[str, Any], checked: dict[str, Any]) -> dict[str, Any]:
     from mailer_lib.dispatch import steps
 
-    summary = steps.approval_summary(*installation(), send["send_id"], send["claim"])
+    summary = steps.approval_summary(*installation(), send["send_id"], send["claim"], checked["warnings"])
     log.info("%s", summary["markdown"])
     return summary
 
@@ -204,7 +209,7 @@ def start_sending(send: dict[str, Any], summary: dict[str, Any]) -> list[dict[st
     return steps.start_sending(*installation(), send["send_id"], send["claim"])
 
 
-@task(task_id="report", trigger_rule=TriggerRule.ALL_DONE)
+@task(task_id="report", trigger_rule=TriggerRule.ALL_DONE, on_failure_callback=None)
 def report(send: dict[str, Any] | None) -> dict[str, Any]:
     from mailer_lib.dispatch import steps
 
@@ -212,11 +217,13 @@ def report(send: dict[str, Any] | None) -> dict[str, Any]:
     broken = failed_tasks(context["ti"], but=("dispatch", "report"))
     if send is None:
         raise AirflowFailException("nothing was opened: the log of the task *open* says why")
+    if broken:  # a task that was killed had no last word of its own
+        fail_send(send, f"a task failed: {', '.join(broken)}; its log says why")
     steps.close_step(*installation(), send["send_id"], send["claim"])
     result = steps.report(*installation(), send["send_id"])
     log.info("%s", result["markdown"])
-    if not result["ok"] or broken:
-        raise AirflowFailException(result["reason"] or f"a task failed: {', '.join(broken)}; its log says why")
+    if not result["ok"]:
+        raise AirflowFailException(result["reason"])
     return result["books"]
 
 

@@ -36,3 +36,31 @@ def test_a_failed_server_is_judged_by_the_books_and_every_other_failure_counts()
     states = {"check": "failed", "dispatch_0": "failed", "ranges_1": "failed", "summary": "upstream_failed"}
     ti = SimpleNamespace(dag_id="d", run_id="r", get_task_states=lambda **_: {"r": states})
     assert failed_tasks(ti, but=("dispatch", "report")) == ["check", "ranges_1"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "state", "ended"),
+    [
+        ("airflow:manual__old", "failed", True),
+        ("airflow:manual__old", "success", True),
+        ("airflow:manual__old", "running", False),
+        ("airflow:manual__old", 404, True),  # the run was deleted
+        ("airflow:manual__old", 503, False),  # Airflow doesn't answer
+        ("airflow:manual__me", "running", False),
+        ("airflow:manual__a-very-long-name…0123456789abcdef", "failed", False),  # shortened: can't be known
+        ("process:host:1:abcd", "failed", False),
+    ],
+)
+def test_whose_claim_is_freed(claim, state, ended):
+    from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+    from airflow.sdk.execution_time.comms import ErrorResponse
+    from mailfleet_airflow.runs import has_ended
+
+    def get_dagrun_state(dag_id, run_id):
+        if isinstance(state, int):
+            answer = ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": state})
+            raise AirflowRuntimeError(answer)
+        return state
+
+    ti = SimpleNamespace(dag_id="campaign_send", run_id="manual__me", get_dagrun_state=get_dagrun_state)
+    assert has_ended(ti, claim) is ended
