@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mailer_lib import tokens
 from mailer_lib.tokens import (
     BadTokenError,
+    Signer,
     Token,
     TokenKind,
     send_token_key,
