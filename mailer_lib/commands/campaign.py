@@ -71,7 +71,8 @@ def show(name: Name) -> None:
             table.add_row(label, value)
     output = console()
     output.print(table, markup=False)
-    typer.echo(f"trigger: {trigger_link(campaign.name, approval=campaign.approval.required)}")
+    page, conf = trigger_form(campaign.name, approval=campaign.approval.required)
+    typer.echo(f"trigger: {page}\n  with: {conf}")
 
 
 @app.command("list")
@@ -145,12 +146,15 @@ def preflight(
         raise typer.Exit(FAILED)
 
 
-def trigger_link(campaign: str, *, edition: str = "1", approval: bool = True) -> str:
-    """The form of the DAG ``campaign_send``, filled in, in the Airflow of ``AIRFLOW__API__BASE_URL``."""
+def trigger_form(campaign: str, *, edition: str = "1", approval: bool = True) -> tuple[str, str]:
+    """(page of the DAG ``campaign_send``, the form's JSON), in the Airflow of ``AIRFLOW__API__BASE_URL``.
+
+    Airflow 3.3's form takes no values from its URL (3.0 to 3.3 dropped what 2.9 had); its JSON field takes them.
+    """
     base = os.environ.get("AIRFLOW__API__BASE_URL", AIRFLOW_URL).rstrip("/")
     conf = {"campaign": campaign, "edition": edition, "mode": "send", "approval": approval}
-    query = urlencode({"conf": json.dumps(conf), **{key: str(value) for key, value in conf.items()}})
-    return f"{base}/dags/campaign_send/trigger?{query}"
+    query = urlencode({"conf": json.dumps(conf)})
+    return f"{base}/dags/campaign_send?{query}", json.dumps(conf)
 
 
 def _on(value: bool) -> str:
