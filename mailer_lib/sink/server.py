@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import signal
+import ssl
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,6 @@ import uvloop
 from aiosmtpd.smtp import AuthResult, Envelope, LoginPassword, Session
 
 from mailer_lib.agent.job import replace_file
-from mailer_lib.sink.certificate import server_context
 from mailer_lib.sink.maildir import envelope_lines, make_maildir, store
 from mailer_lib.sink.mainlog import MainLog, queue_ids, token
 from mailer_lib.sink.rules import Fate, RuleBook
@@ -81,7 +81,7 @@ class Sink:
         self._next_id = queue_ids()
         self._storing = ThreadPoolExecutor(STORING_THREADS, "store")
         self.sessions: set[SinkSession] = set()
-        self.stopping = False
+        self.stopping = asyncio.Event()
 
     def close(self) -> None:
         """Finish what is being stored, end the log."""
@@ -116,13 +116,13 @@ class Sink:
     async def handle_RCPT(
         self, server: SinkSession, session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if self.stopping:
+        if self.stopping.is_set():
             return "421 4.3.2 the sink is shutting down"
         verdict = self._rules.at_rcpt(address)
         self._report_problem()
         if verdict.delay_ms:
             await server.flush()
-            await asyncio.sleep(verdict.delay_ms / 1000)
+            await self._delay(verdict.delay_ms)
         if verdict.fate is not Fate.TAKE:
             self._log_refusal(server, envelope, address, verdict.reply, "RCPT")
             return verdict.reply
@@ -135,7 +135,7 @@ class Sink:
         verdicts = [self._rules.after_dot(address) for address in envelope.rcpt_tos]
         if delay_ms := max(verdict.delay_ms for verdict in verdicts):
             await server.flush()
-            await asyncio.sleep(delay_ms / 1000)
+            await self._delay(delay_ms)
         for address, verdict in zip(envelope.rcpt_tos, verdicts, strict=True):
             if verdict.fate in (Fate.REFUSE, Fate.DEFER):
                 self._log_refusal(server, envelope, address, verdict.reply, "after DATA")
@@ -162,6 +162,11 @@ class Sink:
             data.login == user.encode() and data.password == password.encode() for user, password in self.options.auth
         )
         return AuthResult(success=good, handled=False)
+
+    async def _delay(self, milliseconds: int) -> None:
+        """A slow receiver; hurries when the sink is told to stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), milliseconds / 1000)
 
     # --- taking a message ---------------------------------------------------------------------------------------------
 
@@ -267,7 +272,7 @@ async def serve(options: SinkOptions) -> None:
     ports_file = options.folder / "ports.json"
     ports_file.unlink(missing_ok=True)
     sink = Sink(options)
-    tls = server_context(options.folder) if options.starttls or options.require_starttls or options.listen_tls else None
+    tls = _tls(options) if options.starttls or options.require_starttls or options.listen_tls else None
     stop = _stop_event(sink, options)
     servers = [await _listen(sink, address, tls, implicit_tls=False) for address in options.listen]
     servers_tls = [await _listen(sink, address, tls, implicit_tls=True) for address in options.listen_tls]
@@ -278,6 +283,12 @@ async def serve(options: SinkOptions) -> None:
     await stop.wait()
     await _shut_down(sink, servers + servers_tls)
     ports_file.unlink(missing_ok=True)
+
+
+def _tls(options: SinkOptions) -> ssl.SSLContext:
+    from mailer_lib.sink.certificate import server_context  # x509 takes a fifth of the start; few sinks speak TLS
+
+    return server_context(options.folder)
 
 
 def _stop_event(sink: Sink, options: SinkOptions) -> asyncio.Event:
@@ -297,7 +308,7 @@ def _stop_event(sink: Sink, options: SinkOptions) -> asyncio.Event:
     return stop
 
 
-async def _listen(sink: Sink, address: Address, tls: Any, *, implicit_tls: bool) -> asyncio.Server:
+async def _listen(sink: Sink, address: Address, tls: ssl.SSLContext | None, *, implicit_tls: bool) -> asyncio.Server:
     options = sink.options
 
     def session() -> SinkSession:
@@ -334,7 +345,7 @@ def _in_words(bound: dict[str, Any]) -> str:
 
 async def _shut_down(sink: Sink, servers: Sequence[asyncio.Server]) -> None:
     """No new connections; who receives nothing gets a 421; the rest have a few seconds."""
-    sink.stopping = True
+    sink.stopping.set()
     for server in servers:
         server.close()
     deadline = asyncio.get_running_loop().time() + STOP_GRACE_S
