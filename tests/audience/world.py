@@ -76,7 +76,7 @@ class World:
     def add_send(self, edition: str = "1") -> int:
         row = {"campaign_id": self.campaign_id, "edition": edition, "mode": "send", "state": SendState.PLANNED}
         with write(self.engine) as connection:
-            made = connection.execute(insert(sends).values(row, created_at=LONG_AGO))
+            made = connection.execute(insert(sends).values({**row, "created_at": LONG_AGO}))
             return int(made.inserted_primary_key[0])
 
     def add(self, address: str, *, state: str | None = "confirmed", **more: Any) -> int:
