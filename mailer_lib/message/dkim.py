@@ -81,7 +81,7 @@ class DkimSigner:
         over-signed ones.
         """
         head = (
-            f"v=1; a=rsa-sha256; c=relaxed/relaxed; d={self.domain};\r\n s={self.selector}; t={at};\r\n {plan}\r\n "
+            f"v=1; a=rsa-sha256; c=relaxed/relaxed;\r\n d={self.domain}; s={self.selector}; t={at};\r\n {plan}\r\n "
             f"bh={base64.b64encode(body_sha256).decode()};\r\n b="
         )
         own = f"dkim-signature:{head.replace(_CRLF, '')}".encode()  # folded with CRLF + one space: unfolding is enough

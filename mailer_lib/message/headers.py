@@ -49,13 +49,13 @@ class HeaderBlock:
         raw = (
             f"Date: {date}\r\n{self._from}To: {to}\r\n{self._reply_to}Subject: {subject}\r\n"
             f"Message-ID: {message_id}\r\nList-Unsubscribe: <{unsubscribe_url}>\r\n"
-            f"List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n{self._list_id}Feedback-ID: {message_key}{self._feedback}{self._mime}"
+            "List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n"
+            f"{self._list_id}Feedback-ID: {message_key}{self._feedback}{self._mime}"
         )
         canonical = (
             f"date:{date}\r\n{self._canonical_from}to:{_unfold(to)}\r\n{self._canonical_reply_to}"
             f"subject:{_unfold(subject)}\r\nmessage-id:{message_id}\r\n"
-            f"list-unsubscribe:<{unsubscribe_url}>\r\n"
-            f"list-unsubscribe-post:List-Unsubscribe=One-Click\r\n"
+            f"list-unsubscribe:<{unsubscribe_url}>\r\nlist-unsubscribe-post:List-Unsubscribe=One-Click\r\n"
             f"{self._canonical_list_id}feedback-id:{message_key}{self._feedback}{self._canonical_mime}"
         )
         return raw, canonical
