@@ -189,7 +189,9 @@ def one_click(url: str) -> str:
         headers={"Content-Type": "application/x-www-form-urlencoded", "User-Agent": "Mailfleet-inbox"},
     )
     try:
-        with urllib.request.build_opener(_NoRedirect).open(asked, timeout=UNSUBSCRIBE_TIMEOUT_S) as answer:
+        with urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({})).open(
+            asked, timeout=UNSUBSCRIBE_TIMEOUT_S
+        ) as answer:
             text = answer.read(200).decode("utf-8", "replace").strip()
             return f"the sender answered {answer.status}: {text}"
     except urllib.error.HTTPError as error:

@@ -4,7 +4,6 @@ Both are rendered from the frozen bundle and a frozen row. In previews every lin
 signed, so that an approver's click unsubscribes and counts nobody.
 """
 
-import secrets
 from dataclasses import replace
 
 from sqlalchemy import select
@@ -13,8 +12,11 @@ from starlette.responses import Response
 
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import contacts
-from mailer_lib.message.builder import MessageBuilder, Rendered, RenderError
+from mailer_lib.message.builder import MessageBuilder, RenderError
 from mailer_lib.message.bundle import Bundle
+from mailer_lib.message.campaign import CampaignError
+from mailer_lib.message.compile import load_bundle
+from mailer_lib.message.preview import Preview, render_preview
 from mailer_lib.message.recipient import Recipient
 from mailer_lib.settings import Settings
 from mailer_lib.tokens import TokenKind, send_token_key
@@ -37,12 +39,13 @@ def view(request: Request) -> Response:
         ).first()
         hash_ = bytes(row.address_hash) if row else None
         recipient = find_recipient(connection, door.settings, token, hash_) if facts else None
-    bundle = load_bundle(door.settings, facts.content_hash if facts else None)
+    bundle = _bundle(door.settings, facts.content_hash if facts else None)
     words = texts(request, recipient.locale if recipient else row.locale if row else None)
     if bundle is None or recipient is None:
         return pages.note(words, words.expired_title, words.expired, status=410)
     try:
-        rendered = render(bundle, recipient, send_token_key(door.token_key, token.send_id))
+        builder = MessageBuilder(bundle, dkim_key_pem=None, token_key=send_token_key(door.token_key, token.send_id))
+        rendered = builder.render(recipient)
     except RenderError:
         return pages.note(words, words.expired_title, words.expired, status=410)
     if request.method != "HEAD":
@@ -57,7 +60,7 @@ def preview(request: Request) -> Response:
     with read(door.engine) as connection:
         facts = send_facts(connection, token.send_id)
         sample = sample_recipient(connection, door.settings, token.send_id, token.contact_id) if facts else None
-    bundle = load_bundle(door.settings, facts.content_hash if facts else None)
+    bundle = _bundle(door.settings, facts.content_hash if facts else None)
     if bundle is None:
         words = texts(request)
         return pages.note(words, words.expired_title, words.expired, status=410)
@@ -65,9 +68,9 @@ def preview(request: Request) -> Response:
     recipient = replace(sample or SOMEBODY, variant=number)
     problem = ""
     try:
-        rendered = render(bundle, recipient, secrets.token_bytes(32))
+        rendered = render_preview(bundle, recipient)
     except RenderError as error:
-        rendered, problem = Rendered("", "", ""), str(error)
+        rendered, problem = Preview("", "", ""), str(error)
     if request.query_params.get("part") == "html":
         return pages.message(rendered.html, framed=True)
     return pages.preview(
@@ -82,20 +85,12 @@ def preview(request: Request) -> Response:
     )
 
 
-def load_bundle(settings: Settings, content_hash: str | None) -> Bundle | None:
+def _bundle(settings: Settings, content_hash: str | None) -> Bundle | None:
     """The frozen message; None when there is none (yet, or any more)."""
-    if not content_hash:
+    try:
+        return load_bundle(settings, content_hash) if content_hash else None
+    except CampaignError:
         return None
-    path = settings.storage / "bundles" / content_hash / "message.json"
-    return Bundle.load(path) if path.exists() else None
-
-
-def render(bundle: Bundle, recipient: Recipient, token_key: bytes) -> Rendered:
-    """
-    Raises:
-        RenderError: this recipient's message can't be built.
-    """
-    return MessageBuilder(bundle, dkim_key_pem=None, token_key=token_key).render(recipient)
 
 
 def _variant(asked: str, bundle: Bundle, sample: Recipient | None) -> int:
