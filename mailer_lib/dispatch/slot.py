@@ -189,7 +189,7 @@ class SlotRunner:
             self._take(view)
             self._grant(view)
         if not self.trackers:
-            return self._nothing_at_hand(view)
+            return self._nothing_at_hand()
         self._push_control(view)
         if view.wish.agent is not Control.PAUSE or self.channel.is_alive():
             self.keeper.ensure()
@@ -397,8 +397,9 @@ class SlotRunner:
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 
-    def _nothing_at_hand(self, view: View) -> SlotReport | None:
-        """No lease, and none to be had: how this call ends, or None to look again."""
+    def _nothing_at_hand(self) -> SlotReport:
+        """No lease, and none to be had: how this call ends."""
+        view = self._look()  # leases were settled since the last look
         if view.wish.ending is not None:
             self._dismiss(view)
             return self._end(view.wish.ending, view.wish.reason)
@@ -409,10 +410,7 @@ class SlotRunner:
             return self._end(SlotState.IDLE, view.wish.reason)
         with read(self.engine) as connection:
             working, gone = holders(connection, self.send_id, ended_after=self.patience)
-            still_open = connection.scalar(
-                select(func.count()).where(shards.c.send_id == self.send_id, shards.c.state == ShardState.OPEN)
-            )
-        if working or still_open or not gone:
+        if working or view.open_shards or not gone:
             return self._end(SlotState.IDLE, f"the rows that are left are with {', '.join(working) or 'others'}")
         self._dismiss(view)
         held = ", ".join(gone)

@@ -1,7 +1,6 @@
 """A published snapshot without the road that leads to it: rows and files as the stages before dispatch leave them."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
