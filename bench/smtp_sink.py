@@ -1,0 +1,93 @@
+"""Postfix's smtp-sink as the MTA of a benchmark: found on this machine, or unpacked from Debian's package beside it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import free_port
+
+CACHE = Path(__file__).parent.parent / ".demo" / "postfix"
+
+
+class NoSmtpSinkError(RuntimeError):
+    """smtp-sink isn't here and can't be had."""
+
+
+@dataclass(frozen=True)
+class SmtpSink:
+    program: Path
+    libraries: Path | None
+    version: str
+
+    @contextmanager
+    def serve(self, dump_folder: Path | None = None) -> Iterator[int]:
+        """Listen on a free port of the loopback; with ``dump_folder`` each message is kept in a file."""
+        port = free_port()
+        command = [str(self.program)] + (["-u", "root"] if os.geteuid() == 0 else [])
+        if dump_folder is not None:
+            command += ["-d", f"{dump_folder}/%M."]
+        command += [f"127.0.0.1:{port}", "256"]
+        environment = dict(os.environ)
+        if self.libraries is not None:
+            environment["LD_LIBRARY_PATH"] = str(self.libraries)
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        try:
+            _wait_for(port)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def find() -> SmtpSink:
+    """
+    Raises:
+        NoSmtpSinkError: the sentence says how to get it.
+    """
+    for place in (shutil.which("smtp-sink"), "/usr/sbin/smtp-sink"):
+        if place and Path(place).exists():
+            return SmtpSink(Path(place), None, _package_version() or "installed")
+    program = CACHE / "usr/sbin/smtp-sink"
+    if not program.exists():
+        _unpack()
+    return SmtpSink(program, CACHE / "usr/lib/postfix", (CACHE / "version").read_text().strip())
+
+
+def _unpack() -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["apt-get", "download", "postfix"], cwd=CACHE, check=True, capture_output=True)
+        package = next(CACHE.glob("postfix_*.deb"))
+        subprocess.run(["dpkg", "-x", package.name, "."], cwd=CACHE, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
+        raise NoSmtpSinkError(
+            "smtp-sink isn't installed and Debian's postfix package can't be downloaded; install postfix, or run "
+            f"`apt-get download postfix` in {CACHE} where a mirror is reachable"
+        ) from error
+    (CACHE / "version").write_text(f"postfix {package.name.split('_')[1]}\n")
+
+
+def _package_version() -> str:
+    found = subprocess.run(
+        ["dpkg-query", "-W", "-f", "postfix ${Version}", "postfix"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise NoSmtpSinkError("smtp-sink doesn't listen") from None
+            time.sleep(0.05)
+        else:
+            return
