@@ -30,7 +30,7 @@ from mailer_lib.message.compile import freeze_bundle
 from mailer_lib.message.merge import used_fields
 from mailer_lib.message.preflight import preflight
 from mailer_lib.settings import Settings
-from mailer_lib.terms import SendMode, SendState, SnapshotState, UnknownPolicy
+from mailer_lib.terms import FindingLevel, SendMode, SendState, SnapshotState, UnknownPolicy
 
 __all__ = [
     "PreflightError",
@@ -155,7 +155,7 @@ def plan_recipients(engine: Engine, settings: Settings, send_id: int, claim: str
 
 
 def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campaign) -> SnapshotPlan:
-    attributes = sorted(used_fields(campaign))
+    attributes = used_fields(campaign)
     weights = [variant.weight for variant in campaign.effective_variants]
     if send.mode == SendMode.TEST:
         if campaign.seed_list is None:
@@ -237,11 +237,11 @@ def check_message(engine: Engine, settings: Settings, send_id: int, claim: str) 
         PreflightError: something that forbids sending.
     """
     send = held_send(engine, send_id, claim)
-    findings = preflight(engine, settings, send.campaign)
-    errors = [finding.text for finding in findings if finding.level == "error"]
+    findings = preflight(engine, settings, send.campaign, mode=send.mode)
+    errors = [finding.text for finding in findings if finding.level is FindingLevel.ERROR]
     if errors:
         raise PreflightError(send.ref, errors)
-    return {"warnings": [finding.text for finding in findings if finding.level == "warning"]}
+    return {"warnings": [finding.text for finding in findings if finding.level is FindingLevel.WARNING]}
 
 
 def approval_summary(
