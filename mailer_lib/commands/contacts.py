@@ -138,6 +138,7 @@ def _print_report(done: "ImportReport", consent: Consent) -> None:
 def show(address: Annotated[str, typer.Argument(help="The address, in any spelling.")]) -> None:
     """All that is known of one address: contact, subscriptions, evidence of consent, suppressions."""
     from mailer_lib.contacts.address import normalise
+    from mailer_lib.contacts.lists import all_lists
     from mailer_lib.contacts.person import look_up
     from mailer_lib.database import audit
     from mailer_lib.database.engine import write
@@ -146,13 +147,14 @@ def show(address: Annotated[str, typer.Argument(help="The address, in any spelli
     with open_context() as context, write(context.engine) as connection:
         key = context.settings.identity().address_hash(wanted.normalised)
         person = look_up(connection, address_hash=key, domain=wanted.domain)
+        names = {one.id: f"list {one.name}" for one in all_lists(connection)}
         audit.record(connection, context.actor, "contacts.show", f"address:{key.hex()}")
     if not person.known and not person.domain_barred:
         raise CommandError("nothing is known of this address")
-    _print_person(person)
+    _print_person(person, names)
 
 
-def _print_person(person: "Person") -> None:
+def _print_person(person: "Person", names: dict[int, str]) -> None:
     output = console()
     if person.contact is None:
         output.print("no contact has this address")
@@ -180,7 +182,7 @@ def _print_person(person: "Person") -> None:
             )  # fmt: skip
         output.print(table)
     for barrier in person.barriers:
-        where = f"list {barrier.list_id}" if barrier.list_id else "everywhere"
+        where = names.get(barrier.list_id, "everywhere")
         output.print(f"suppressed, {where}: {barrier.reason}, since {barrier.refused_at:%Y-%m-%d %H:%M} UTC")
     if person.domain_barred:
         output.print("the whole domain is suppressed")

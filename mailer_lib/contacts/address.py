@@ -118,12 +118,12 @@ def _ascii_domain(domain: str) -> str:
         except (idna.IDNAError, UnicodeError):
             raise AddressError("what stands after the @ is not a domain name (IDNA 2008)") from None
     labels = lowered.split(".")
-    if len(labels) < 2:
-        raise AddressError("the domain has no dot")
     if not all(labels):
         raise AddressError("the domain begins or ends with a dot, or has two in a row")
     if not all(_LABEL_ASCII.fullmatch(label) for label in labels):
         raise AddressError("there is a character after the @ that a domain can't have")
+    if len(labels) < 2:
+        raise AddressError("the domain has no dot")
     if any(len(label) > 63 for label in labels):
         raise AddressError("a part of the domain is longer than 63 octets")
     if labels[-1].isdigit():
