@@ -97,7 +97,8 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Man
 
 
 def _clear(folder: Path) -> None:
-    (folder / manifests.MANIFEST_FILE).unlink(missing_ok=True)
+    for stale in (*folder.glob(manifests.MANIFEST_FILE), *folder.glob(f".{manifests.MANIFEST_FILE}.*")):
+        stale.unlink()
     for stale in folder.glob("shard=*"):
         shutil.rmtree(stale)
     shutil.rmtree(folder / EXCLUDED_FOLDER, ignore_errors=True)

@@ -18,7 +18,8 @@ from mailer_lib.terms import AttributeType
 
 FORMAT = 1
 MAX_RANGES = 1024  # Airflow maps a task at most 1,024 times
-_PLAN_FILE = "plan.json"
+PLAN_FILE = "plan.json"
+_BUILDING = ".building-"
 MAX_VARIANTS = 127  # int8
 
 
@@ -75,14 +76,14 @@ class SnapshotPlan(BaseModel):
 
     def folder(self, settings: Settings) -> Path:
         """Where it is built."""
-        return edition_folder(settings, self.campaign, self.edition) / f".building-{self.phase}"
+        return building_folder(edition_folder(settings, self.campaign, self.edition), self.phase)
 
     def published_folder(self, settings: Settings) -> Path:
         return edition_folder(settings, self.campaign, self.edition) / str(self.phase)
 
     def path(self, settings: Settings) -> Path:
         """Of ``plan.json``, while it is built."""
-        return self.folder(settings) / _PLAN_FILE
+        return self.folder(settings) / PLAN_FILE
 
     def range(self, index: int) -> IdRange:
         """Raises:
@@ -108,16 +109,22 @@ def edition_folder(settings: Settings, campaign: str, edition: str) -> Path:
     return settings.storage / "snapshots" / campaign / edition
 
 
+def building_folder(edition: Path, phase: int) -> Path:
+    return edition / f"{_BUILDING}{phase}"
+
+
 def load_plan(path: Path) -> SnapshotPlan:
-    """Read ``plan.json``.
+    """Read ``plan.json``; where ``.building-<phase>`` was published meanwhile, the one in ``<phase>``.
 
     Raises:
         SnapshotError: it isn't there, or isn't one of ours.
     """
+    published = path.parent.parent / path.parent.name.removeprefix(_BUILDING) / path.name
     try:
+        path = path if path.exists() else published
         return SnapshotPlan.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise SnapshotError(f"{path}: there is no such plan; the snapshot was published or discarded") from None
+        raise SnapshotError(f"{path}: there is no such plan; the snapshot was discarded") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(p) for p in first["loc"])

@@ -24,11 +24,13 @@ from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.files import replace_file, sync_folder
 from mailer_lib.audience.manifest import Manifest, RangeRead
 from mailer_lib.audience.plan import (
+    PLAN_FILE,
     IdRange,
     Inputs,
     PlanSource,
     SnapshotError,
     SnapshotPlan,
+    building_folder,
     check_weights,
     edition_folder,
     id_ranges,
@@ -40,9 +42,9 @@ from mailer_lib.audience.plan import (
 from mailer_lib.audience.publication import publish, reopen
 from mailer_lib.audience.ranges import build_range
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, snapshots
+from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, shards, snapshots
 from mailer_lib.settings import Settings
-from mailer_lib.terms import SnapshotState
+from mailer_lib.terms import ShardState, SnapshotState
 
 __all__ = [
     "RangeRead",
@@ -74,7 +76,8 @@ def plan_snapshot(
     """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
 
     A plan that is being built already is returned as it is, when it was made for the same inputs less than a day ago;
-    otherwise it is discarded with all that was built. After a published phase the next one is planned.
+    otherwise it is discarded with all that was built. A published phase that has unsettled rows is returned too: nobody
+    may be in two open phases of a send. When all its rows are settled, the next phase is planned.
 
     Args:
         rules: the tree of the sample criteria.
@@ -200,8 +203,11 @@ def _plan(
     with read(engine) as connection:
         campaign, edition = _name(connection, send_id)
         phase, building = _phase(connection, send_id)
+        unsettled = _has_unsettled_rows(connection, send_id)
     home = edition_folder(settings, campaign, edition)
-    folder, published = home / f".building-{phase}", home / str(phase)
+    if unsettled:
+        return load_plan(home / str(phase - 1) / PLAN_FILE)
+    folder, published = building_folder(home, phase), home / str(phase)
     if published.exists():
         if not building:
             raise SnapshotError(
@@ -209,7 +215,7 @@ def _plan(
                 "away"
             )
         reopen(folder, published)
-    plan = _resumable(folder / "plan.json", send_id, inputs)
+    plan = _resumable(folder / PLAN_FILE, send_id, inputs)
     if plan is None:
         _discard(folder)
         folder.mkdir(parents=True)
@@ -256,6 +262,11 @@ def _phase(connection: Connection, send_id: int) -> tuple[int, bool]:
         return 1, False
     building = newest.state == SnapshotState.BUILDING
     return (newest.phase if building else newest.phase + 1), building
+
+
+def _has_unsettled_rows(connection: Connection, send_id: int) -> bool:
+    unsettled = select(shards.c.id).where(shards.c.send_id == send_id, shards.c.state != ShardState.SETTLED)
+    return connection.execute(unsettled.limit(1)).first() is not None
 
 
 def _resumable(path: Path, send_id: int, inputs: Inputs) -> SnapshotPlan | None:

@@ -31,7 +31,7 @@ from mailer_lib.database.schema import contacts, seed_addresses, shards, snapsho
 from mailer_lib.identity import message_key
 from mailer_lib.message.recipient import Recipient
 from mailer_lib.message.shards import read_shard
-from mailer_lib.terms import ExclusionReason, SuppressionReason
+from mailer_lib.terms import ExclusionReason, ShardState, SuppressionReason
 from tests.audience.world import EVERYBODY, LONG_AGO, ON_THE_LIST, World, rule
 
 R = ExclusionReason
@@ -281,11 +281,30 @@ def test_a_damaged_range_is_noticed(sqlite_world: World) -> None:
         publish(sqlite_world.engine, sqlite_world.settings, plan)
 
 
+def settle(world: World, send_id: int) -> None:
+    with write(world.engine) as connection:
+        connection.execute(update(shards).where(shards.c.send_id == send_id).values(state=ShardState.SETTLED))
+
+
+def test_nobody_is_in_two_open_phases(world: World) -> None:
+    many(world, 30)
+    send_id = world.add_send()
+    made, _ = built(world, send_id)
+    world.add("late@example.org")
+    again = planned(world, send_id, rules=EVERYBODY)
+    assert again.phase == 1
+    assert load_plan(again.path(world.settings)) == again
+    assert build(world.engine, world.settings, again) == made
+    settle(world, send_id)
+    assert planned(world, send_id).phase == 2
+
+
 def test_the_next_phase_leaves_out_who_was_sent(world: World) -> None:
     many(world, 30)
     left = world.add("left@example.org")
     send_id = world.add_send()
     _, first = built(world, send_id)
+    settle(world, send_id)
     sent = frozenset(r.message_key for r in recipients(first).values())
     world.add("late@example.org")
     with write(world.engine) as connection:
@@ -316,7 +335,7 @@ def test_one_person_read_twice_in_two_ranges_is_one_recipient(world: World, thre
     plan = planned(world, world.add_send())
     build_range(world.engine, world.settings, plan, 0)
     first, last = world.fetch(select(contacts.c.id).order_by(contacts.c.id))[::29]
-    moved = world.fetch(select(contacts).where(contacts.c.id == first.id))[0]._mapping
+    (moved,) = (row._mapping for row in world.fetch(select(contacts).where(contacts.c.id == first.id)))
     kept = {k: moved[k] for k in ("address", "address_given", "address_hash", "domain", "provider")}
     with write(world.engine) as connection:  # the person of the first contact becomes the last one
         away = {"address": "gone@example.org", "address_hash": world.hash_of("gone@example.org")}
@@ -338,7 +357,7 @@ def test_who_is_barred_in_one_range_and_selected_in_another_is_barred(world: Wor
         mine = subscriptions.c.contact_id == first.id
         connection.execute(update(subscriptions).where(mine).values(state="unsubscribed"))
     build_range(world.engine, world.settings, plan, 0)
-    moved = world.fetch(select(contacts).where(contacts.c.id == first.id))[0]._mapping
+    (moved,) = (row._mapping for row in world.fetch(select(contacts).where(contacts.c.id == first.id)))
     kept = {k: moved[k] for k in ("address", "address_given", "address_hash", "domain", "provider")}
     with write(world.engine) as connection:
         away = {"address": "gone@example.org", "address_hash": world.hash_of("gone@example.org")}
