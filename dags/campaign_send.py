@@ -59,7 +59,7 @@ from mailfleet_airflow.slot import DispatchSlotOperator
 from mailer_lib.terms import SendMode, UnknownPolicy
 
 log = logging.getLogger(__name__)
-RANGE_TASKS = 4
+BATCHES = {"a_task": 4, "tasks_at_most": 16}  # of id ranges
 
 PARAMS = {
     "campaign": Param(type="string", minLength=1, title="Campaign", description="its name"),
@@ -158,7 +158,7 @@ def plan_recipients(send: dict[str, Any]) -> list[dict[str, Any]]:
     from mailer_lib.dispatch import steps
 
     plan = steps.plan_recipients(*installation(), send["send_id"], send["claim"])
-    return [{"plan": plan["plan"], "indexes": indexes} for indexes in batches(plan["ranges"], RANGE_TASKS)]
+    return [{"plan": plan["plan"], "indexes": indexes} for indexes in batches(plan["ranges"], **BATCHES)]
 
 
 @task(task_id="ranges", pool=AirflowPool.SNAPSHOT)

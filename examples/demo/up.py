@@ -19,7 +19,7 @@ CAMPAIGN = "summer-preview"
 def make_pools(api: AirflowApi) -> None:
     """Airflow's own pools that the DAGs name."""
     sys.path.append(str(PROJECT / "plugins"))  # Airflow does the same
-    from mailfleet_airflow.policy import POOL_SLOTS
+    from mailfleet_airflow.policy import POOL_SLOTS  # type: ignore[import-not-found]
 
     for name, slots in POOL_SLOTS.items():
         api.make_pool(name.value, slots)

@@ -37,12 +37,12 @@ def launched_by(dag_run: Any) -> str:
     return str(dag_run.triggering_user_name or dag_run.run_id.split("__", 1)[0])
 
 
-def batches(count: int, at_most: int) -> list[list[int]]:
-    """``range(count)`` dealt to at most ``at_most`` tasks, as evenly as it goes.
+def batches(count: int, *, a_task: int, tasks_at_most: int) -> list[list[int]]:
+    """``range(count)`` dealt to tasks of about ``a_task`` each, or more when that would be too many tasks.
 
-    A task costs about a second of CPU and a mapping holds 1,024 of them at most, so many small ranges share one.
+    A task costs two seconds of CPU before it reads its first row, and a mapping holds 1,024 of them at most.
     """
-    tasks = min(count, at_most)
+    tasks = min(-(-count // a_task), tasks_at_most)
     return [list(range(first, count, tasks)) for first in range(tasks)]
 
 

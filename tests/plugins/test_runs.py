@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-@given(st.integers(0, 5000), st.integers(1, 64))
-def test_every_range_is_dealt_once_and_evenly(count, at_most):
+@given(st.integers(0, 5000), st.integers(1, 16), st.integers(1, 64))
+def test_every_range_is_dealt_once_and_evenly(count, a_task, at_most):
     from mailfleet_airflow.runs import batches
 
-    dealt = batches(count, at_most)
+    dealt = batches(count, a_task=a_task, tasks_at_most=at_most)
     assert sorted(index for batch in dealt for index in batch) == list(range(count))
     assert len(dealt) <= at_most
+    assert len(dealt) == at_most or all(len(batch) <= a_task for batch in dealt)
     assert not dealt or max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
