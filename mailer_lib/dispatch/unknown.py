@@ -1,4 +1,4 @@
-"""Rows whose outcome nobody knows: perhaps handed over, perhaps not. Listed to the recipient, left to the operator."""
+"""Rows whose outcome nobody knows: perhaps handed over, perhaps not. Listed by recipient, left to the operator."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
