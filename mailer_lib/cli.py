@@ -42,7 +42,7 @@ def _load(name: str | None) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing.startswith("mailer_lib"):
-            raise errors.CommandError(f"`mailfleet {noun.name}` isn't part of this release yet ({missing})") from error
+            raise
         raise errors.CommandError(
             f"`mailfleet {noun.name}` needs the package that provides {missing}: pip install 'mailfleet[central]'"
         ) from error

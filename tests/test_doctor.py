@@ -1,4 +1,4 @@
-"""``mailfleet doctor`` finds what is wrong, says what to do, fails only when mail couldn't be sent, and shows no secret."""
+"""``mailfleet doctor`` finds what is wrong, says what to do, fails when mail couldn't be sent, and shows no secret."""
 
 import socket
 import threading
