@@ -20,7 +20,7 @@ from mailer_lib.message.body import Body, TokenName
 from mailer_lib.message.bundle import Bundle
 from mailer_lib.message.dkim import OVER_SIGNED, DkimSigner
 from mailer_lib.message.headers import HeaderBlock
-from mailer_lib.message.islands import UrlForm
+from mailer_lib.message.islands import TemplateProblemError, UrlForm
 from mailer_lib.message.language import Fields, TemplateLanguage
 from mailer_lib.message.recipient import Recipient
 from mailer_lib.tokens import TokenKind
@@ -269,6 +269,8 @@ def _value(value: Any) -> Any:
 def _render_error(error: Exception) -> RenderError:
     if isinstance(error, RenderError):
         return error
+    if isinstance(error, TemplateProblemError):
+        return RenderError(f"the template can't be rendered: {error}")
     if isinstance(error, TemplateError):  # missing fields, sandbox: messages name fields, never values
         return RenderError(f"the template can't be rendered: {error.message}")
     return RenderError(f"the template can't be rendered: {type(error).__name__}")

@@ -104,4 +104,12 @@ class _TextParser(HTMLParser):
             self.out.append(text)
 
     def _break(self, tag: str) -> None:
-        self.out.append("\n\n" if tag in _APART else "\n")
+        """At least one line break, or an empty line around what stands apart."""
+        have = 0
+        for piece in reversed(self.out):
+            if piece.strip("\n"):
+                break
+            have += len(piece)
+        wanted = 2 if tag in _APART else 1
+        if have < wanted:
+            self.out.append("\n" * (wanted - have))

@@ -18,6 +18,7 @@ from mailer_lib.message.language import TemplateLanguage
 _RAW_TEXT = frozenset({"style", "script", "title", "textarea", "mj-style"})
 _TAG_OPEN = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9:-]*)")
 _UNFINISHED_NAME = re.compile(r"</?[A-Za-z0-9:-]*\Z")
+_CSS_ID = re.compile(r"\{#(?![\s\S]*#\})")  # "@media{#menu{…" opens no comment that is ever closed
 _DELIMITERS = re.compile(r"\{(?=[{%#])")
 _DOCUMENT = re.compile(r"<(?:mjml|!doctype|html)\b", re.IGNORECASE)
 
@@ -101,6 +102,7 @@ def shield(source: str) -> Shielded:
     """
     language = TemplateLanguage(autoescape=True)
     source = source.replace("\r\n", "\n").replace("\r", "\n")
+    source = _CSS_ID.sub("{ #", source)
     try:
         language.parse(source)
         pieces = _pieces(language, source)

@@ -1,0 +1,197 @@
+"""Campaign files: what is written, what is kept, and how mistakes are named."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, func, select
+
+from mailer_lib.database.engine import read
+from mailer_lib.database.schema import audit_log, campaigns, templates
+from mailer_lib.message.campaign import (
+    Campaign,
+    CampaignError,
+    campaign_names,
+    get_campaign,
+    load_campaign,
+    save_campaign,
+)
+from mailer_lib.settings import Settings
+from mailer_lib.terms import TemplateKind
+from tests.message.installation import furnish
+
+YAML = """\
+name: spring
+list: newsletter
+criteria: everybody
+from: {name: Fjord & Fern, address: Hello@NEWS.fjordfern.example}
+subject: "Hi {{ contact.given_name }}"
+template: {html: page.html}
+sending_domain: news.fjordfern.example
+"""
+PAGE = '<html><body><p>Hi {{ contact.given_name }}</p><a href="{{ unsubscribe_url }}">x</a></body></html>'
+
+
+def write_files(folder: Path, yaml: str = YAML, **files: str) -> Path:
+    for name, content in {"page.html": PAGE, **{k.replace("_", "."): v for k, v in files.items()}}.items():
+        (folder / name).write_text(content)
+    path = folder / "campaign.yaml"
+    path.write_text(yaml)
+    return path
+
+
+def test_a_short_file_is_enough(tmp_path: Path) -> None:
+    made = load_campaign(write_files(tmp_path))
+
+    assert made.name == "spring"
+    assert made.sender.address == "Hello@news.fjordfern.example"
+    assert made.template.kind is TemplateKind.HTML
+    assert made.template.source == PAGE
+    assert made.template.text is None
+    assert [v.name for v in made.effective_variants] == ["A"]
+    assert made.approval.required
+    assert made.expires_after is None
+
+
+def test_everything_that_can_be_written(tmp_path: Path) -> None:
+    made = load_campaign(
+        write_files(
+            tmp_path,
+            YAML.replace("{html: page.html}", "{mjml: page.mjml, text: page.txt}")
+            + """\
+title: Spring
+reply_to: {address: care@fjordfern.example}
+preheader: Hi
+sending_pool: bulk
+tracking: {links: false, opens: false}
+variants:
+  - {name: A, weight: 3}
+  - {name: B, weight: 1, subject: Other, template: {html: page.html}}
+postal_address: Strandgaten 21, Bergen
+values: {code: X, products: [{name: Tent, price: 1.5}]}
+defaults: {tier: bronze, points: 0, vip: false}
+seed_list: team
+expires_after: 36h
+schedule: {cron: "0 9 * * 1", timezone: Europe/Oslo, at: 2026-12-01T08:00:00}
+approval: {required: false, approvers: [ann]}
+""",
+            page_mjml="<mjml></mjml>",
+            page_txt="text",
+        )
+    )
+
+    assert made.template.text == "text"
+    assert made.expires_after == timedelta(hours=36)
+    assert made.expires_after_h == 36
+    assert made.schedule is not None and made.schedule.at is not None
+    assert made.schedule.at.astimezone(UTC) == datetime(2026, 12, 1, 7, tzinfo=UTC)
+    assert made.variants[1].template is not None
+    assert made.values["products"] == [{"name": "Tent", "price": 1.5}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("name: Spring Sale", "line 1, name: use lower-case"),
+        ("from: {address: nobody}", "line 4, from: the address can't be used: there is no @"),
+        ("template: {html: gone.html}", "line 6, template.html: there is no file .*gone.html"),
+        ("template: {html: ../../etc/passwd}", "template.html: passwd lies outside"),
+        ("template: {html: a, mjml: b}", "line 6, template: write `mjml: FILE` or"),
+        ("template: {html: page.html, txt: b}", "template.txt: there is no such field"),
+        ("subjekt: x", "line 8, subjekt: there is no such field"),
+        ("expires_after: 5", "line 8, expires_after: write a duration such as 90m, 24h or 3d"),
+        ("expires_after: 0h", "expires_after: must be longer"),
+        ("schedule: {}", "line 8, schedule: give `at`"),
+        ("schedule: {cron: whenever}", "isn't a cron rule"),
+        ("schedule: {cron: '0 9 * * *', timezone: Mars/Olympus}", "no time zone 'Mars/Olympus'"),
+        ("variants: [{name: A}, {name: A}]", "line 8, variants: two variants have the same name"),
+        ("variants: [{name: A, weight: 0}]", "a weight above 0"),
+        ("variants: [{name: A, weight: many}]", "variants.0.weight: input should be a valid integer"),
+        ("name: [", "line 8.*not valid YAML|line 9.*not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_and_field(tmp_path: Path, wrong: str, says: str) -> None:
+    key = wrong.split(":", maxsplit=1)[0]
+    lines = YAML.splitlines()
+    replaced = [wrong if line.startswith(f"{key}:") and wrong != "name: [" else line for line in lines]
+    text = "\n".join(replaced if replaced != lines else [*lines, wrong]) + "\n"
+
+    with pytest.raises(CampaignError, match=says) as caught:
+        load_campaign(write_files(tmp_path, text))
+    assert "campaign.yaml" in str(caught.value)
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CampaignError) as caught:
+        load_campaign(write_files(tmp_path, "name: X\ntemplate: {html: page.html}\n"))
+
+    missing = [line for line in str(caught.value).splitlines() if "is missing" in line]
+    assert [line.split(", ")[2].split(":")[0] for line in missing] == [
+        "list",
+        "criteria",
+        "from",
+        "subject",
+        "sending_domain",
+    ]
+
+
+def test_includes_are_read_in(tmp_path: Path) -> None:
+    made = load_campaign(write_files(tmp_path, page_html='<p>{% include "foot.html" %}</p>', foot_html="<b>foot</b>"))
+    assert made.template.source == "<p><b>foot</b></p>"
+
+    with pytest.raises(CampaignError, match="includes itself"):
+        load_campaign(write_files(tmp_path, page_html='{% include "page.html" %}'))
+
+
+def test_what_is_saved_comes_back(tmp_path: Path, engine: Engine, settings: Settings) -> None:
+    furnish(engine, settings)
+    made = load_campaign(
+        write_files(tmp_path, YAML + "variants: [{name: A}, {name: B, template: {html: page.html}}]\n")
+    )
+
+    assert save_campaign(engine, settings, made, "ann")
+    with read(engine) as connection:
+        found = get_campaign(connection, "spring")
+        row = connection.execute(select(campaigns)).one()
+        names = connection.scalars(select(templates.c.name).order_by(templates.c.name)).all()
+        assert campaign_names(connection) == ["spring"]
+    assert found.template.source == PAGE
+    assert found.variants[1].template is not None and found.variants[1].template.source == PAGE
+    assert found.model_copy(update={"template": made.template, "variants": made.variants}) == made
+    assert names == ["spring", "spring:B"]
+    assert "<p>" not in str(row.definition), "sources are in their own table"
+    assert Campaign.model_validate(row.definition).expires_after is None
+
+
+def test_saving_twice_changes_nothing_and_every_change_is_audited(
+    tmp_path: Path, sqlite_engine: Engine, settings: Settings
+) -> None:
+    furnish(sqlite_engine, settings)
+    made = load_campaign(write_files(tmp_path))
+
+    assert save_campaign(sqlite_engine, settings, made, "ann")
+    assert not save_campaign(sqlite_engine, settings, made, "ann")
+    changed = load_campaign(write_files(tmp_path, page_html=PAGE.replace("Hi", "Hello")))
+    assert save_campaign(sqlite_engine, settings, changed, "ben")
+
+    with read(sqlite_engine) as connection:
+        count = select(func.count()).where(audit_log.c.object == "campaign:spring")
+        assert connection.scalar(count) == 2
+        assert connection.scalar(select(campaigns.c.updated_by)) == "ben"
+
+
+def test_a_broken_template_is_not_saved(tmp_path: Path, sqlite_engine: Engine, settings: Settings) -> None:
+    furnish(sqlite_engine, settings)
+    with pytest.raises(ValueError, match=r"page.html, line 1"):
+        save_campaign(sqlite_engine, settings, load_campaign(write_files(tmp_path, page_html="{% if %}")), "ann")
+    with read(sqlite_engine) as connection:
+        assert campaign_names(connection) == []
+
+
+def test_an_unknown_name_gets_near_matches(tmp_path: Path, sqlite_engine: Engine, settings: Settings) -> None:
+    with read(sqlite_engine) as connection, pytest.raises(CampaignError, match="campaign create"):
+        get_campaign(connection, "sprung")
+    furnish(sqlite_engine, settings)
+    save_campaign(sqlite_engine, settings, load_campaign(write_files(tmp_path)), "ann")
+    with read(sqlite_engine) as connection, pytest.raises(CampaignError, match="did you mean spring"):
+        get_campaign(connection, "sprung")
