@@ -1,0 +1,149 @@
+"""``mailfleet contacts|lists|attributes|suppress|seeds`` as an operator types them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from mailer_lib.database.engine import read
+from mailer_lib.database.schema import audit_log
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture
+def shop(mailfleet: Command, sqlite_engine: Engine, tmp_path: Path) -> Path:
+    """A list, attributes and a file with three customers, one of them unreadable."""
+    assert mailfleet("lists", "add", "newsletter", "--title", "Fjord & Fern News").code == 0
+    assert mailfleet("attributes", "declare", "city=text", "points=number").code == 0
+    file = tmp_path / "people.csv"
+    file.write_text(
+        "E-Mail,First name,City,Points,Shoe\nLena@x.org,Lena,Linz,12,39\nbo@x.org,Bo,York,0,44\nnobody,,,,\n"
+    )
+    return file
+
+
+def load(mailfleet: Command, file: Path, *more: str) -> Any:
+    return mailfleet("contacts", "import", file, "--list", "newsletter", "--consent", "confirmed", *more)
+
+
+def actions(engine: Engine) -> list[str]:
+    with read(engine) as connection:
+        return list(connection.scalars(select(audit_log.c.action).order_by(audit_log.c.id)))
+
+
+def test_import_and_show(mailfleet: Command, shop: Path) -> None:
+    ran = load(mailfleet, shop, "--consent-at", "2026-03-01", "--consent-wording", "News, please")
+    assert ran.code == 0
+    for words in ("3  rows", "2  new contacts", "1  rejected", "columns not imported: Shoe", "people-"):
+        assert words in ran.stdout
+    ran = mailfleet("contacts", "show", "LENA@x.org")
+    assert ran.code == 0
+    for words in ("Lena@x.org", "attribute city", "Linz", "confirmed", "News, please", "people.csv"):
+        assert words in ran.stdout
+
+
+def test_columns_by_name(mailfleet: Command, shop: Path) -> None:
+    shop.write_text("Kontakt=Mail;Ort\nlena@x.org;Linz\n")
+    ran = load(mailfleet, shop, "--map", "Kontakt=Mail=address", "--attribute", "Ort=city", "--delimiter", ";")
+    assert ran.code == 0
+    assert "1  new contacts" in ran.stdout
+    assert "--consent-at" in ran.stdout  # the consent has no date
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--map", "E-Mail"], "write COLUMN=NAME"),
+        (["--map", "Mail=address"], "has no column 'Mail'"),
+        (["--list", "news"], "there is no list 'news'"),
+        (["--encoding", "klingon"], "klingon"),
+        (["--attribute", "Shoe=size"], "there is no attribute 'size'"),
+    ],
+)
+def test_mistakes_are_a_sentence(mailfleet: Command, shop: Path, more: list[str], words: str) -> None:
+    ran = load(mailfleet, shop, *more)
+    assert ran.code in (1, 2)
+    assert words in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_file_that_is_not_there(mailfleet: Command, shop: Path) -> None:
+    ran = load(mailfleet, shop.with_name("other.csv"))
+    assert ran.code == 1
+    assert "other.csv" in ran.stderr
+
+
+def test_pending_says_what_is_missing_to_ask_them(mailfleet: Command, shop: Path) -> None:
+    pending = ("contacts", "import", shop, "--list", "newsletter", "--consent", "pending")
+    assert mailfleet(*pending, "--no-send").code == 0
+    ran = mailfleet(*pending)
+    assert ran.code == 1
+    assert "mailfleet domain add" in ran.stderr
+    assert "2  wait for confirmation" in ran.stdout
+    assert mailfleet("contacts", "confirm-pending", "--list", "newsletter").code == 1
+
+
+def test_leaving(mailfleet: Command, shop: Path) -> None:
+    load(mailfleet, shop, "--consent-at", "2026-03-01")
+    assert "1 unsubscribed" in mailfleet("contacts", "unsubscribe", "lena@x.org", "--list", "newsletter").stdout
+    assert mailfleet("contacts", "unsubscribe", "lena@x.org", "--file", shop).code == 2
+    shop.with_name("left.txt").write_text("lena@x.org\nbo@x.org\n???\n")
+    ran = mailfleet("contacts", "unsubscribe", "--file", shop.with_name("left.txt"), "--list", "newsletter")
+    assert "1 unsubscribed, 1 were already, 1 lines can't be read" in ran.stdout
+    assert "line 3: there is no @ in it" in ran.stdout
+    assert "2  stay out: unsubscribed" in load(mailfleet, shop).stdout
+
+
+def test_suppressing(mailfleet: Command, shop: Path) -> None:
+    assert mailfleet("suppress", "check", "lena@x.org").code == 1
+    assert mailfleet("suppress", "add", "Lena@x.org").stdout.strip() == "suppressed"
+    ran = mailfleet("suppress", "check", "lena@x.org")
+    assert ran.code == 0
+    assert "everywhere: manual" in ran.stdout
+    assert mailfleet("suppress", "lift", "lena@x.org").stdout.strip() == "1 lifted"
+    assert mailfleet("suppress", "add", "@X.org").code == 0
+    assert "the domain x.org" in mailfleet("suppress", "check", "lena@x.org").stdout
+    assert mailfleet("suppress", "lift", "@x.org").code == 0
+    assert mailfleet("suppress", "add", "lena").code == 1
+
+
+def test_suppressing_a_file(mailfleet: Command, shop: Path) -> None:
+    ran = mailfleet("suppress", "import", shop)
+    assert ran.code == 0
+    assert "2 suppressed, 0 were already, 1 lines can't be read" in ran.stdout
+
+
+def test_declaring_attributes(mailfleet: Command, shop: Path) -> None:
+    assert mailfleet("attributes", "declare", "vip=maybe").code == 2
+    assert mailfleet("attributes", "declare", "points=text").code == 1
+    ran = mailfleet("attributes", "declare", "points=number", "vip=boolean")
+    assert "1 declared, 1 were there already" in ran.stdout
+    assert "boolean" in mailfleet("attributes", "list").stdout
+
+
+def test_lists_and_seeds(mailfleet: Command, shop: Path) -> None:
+    load(mailfleet, shop)
+    assert "Fjord & Fern News" in mailfleet("lists", "list").stdout
+    assert "is there already" in mailfleet("lists", "add", "newsletter").stdout
+    assert mailfleet("seeds", "add", "team", "ann@x.org", "--name", "Ann").code == 0
+    assert "ann@x.org" in mailfleet("seeds", "list", "team").stdout
+    assert mailfleet("seeds", "remove", "team", "ann@x.org").code == 0
+    assert "ann@x.org" not in mailfleet("seeds", "list").stdout
+
+
+def test_who_did_what_is_recorded_without_addresses(mailfleet: Command, shop: Path, sqlite_engine: Engine) -> None:
+    load(mailfleet, shop)
+    mailfleet("contacts", "show", "lena@x.org")
+    mailfleet("contacts", "unsubscribe", "lena@x.org")
+    mailfleet("suppress", "add", "lena@x.org")
+    mailfleet("suppress", "lift", "lena@x.org")
+    mailfleet("seeds", "add", "team", "lena@x.org")
+    assert actions(sqlite_engine) == [
+        "lists.add", "attributes.declare", "attributes.declare", "contacts.import.begin", "contacts.import",
+        "contacts.show", "contacts.unsubscribe", "suppress.add", "suppress.lift", "seeds.add",
+    ]  # fmt: skip
+    with read(sqlite_engine) as connection:
+        assert not any("lena" in repr(tuple(row)) for row in connection.execute(select(audit_log)))
