@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     ] = AnyHttpUrl("http://127.0.0.1:8025")
     serve_host: Annotated[str, Field(description="address that `mailfleet serve` listens on")] = "127.0.0.1"
     serve_port: Annotated[int, Field(ge=1, le=65535, description="its port")] = 8025
+    serve_behind_proxy: Annotated[
+        bool, Field(description="a proxy is before it: the client's address is the last of X-Forwarded-For")
+    ] = False
     sink_host: Annotated[str, Field(description="address that the development sink listens on")] = "127.0.0.1"
     sink_port: Annotated[int, Field(ge=1, le=65535, description="its first port")] = 2525
     shard_rows: Annotated[int, Field(ge=1, le=5000, description="aim for the rows of a shard")] = 2000

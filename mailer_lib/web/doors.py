@@ -56,8 +56,15 @@ def agent(request: Request) -> AgentClass:
 
 
 def client_ip(request: Request) -> str | None:
-    """The address that the connection came from, for consent evidence."""
+    """The address that a request came from, for consent evidence.
+
+    Behind a proxy of ours (``settings.serve_behind_proxy``) that is what the proxy added to X-Forwarded-For, the last
+    entry; the earlier ones are whatever the client says.
+    """
+    host = request.client.host if request.client else ""
+    if doors(request).settings.serve_behind_proxy:
+        host = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip() or host
     try:
-        return str(ip_address(request.client.host)) if request.client else None
-    except ValueError:  # a Unix socket, or a test's made-up name
+        return str(ip_address(host))
+    except ValueError:  # a Unix socket, or nonsense
         return None

@@ -1,9 +1,11 @@
 """What holds for every answer: security headers, and a limit on what is sent to us. Plain ASGI."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 MAX_BODY_BYTES = 64 * 1024
+BODY_TIMEOUT_S = 30.0
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -44,7 +46,7 @@ class SecurityHeaders:
 
 
 class BodyLimit:
-    """Answers 413 to a body of more than ``MAX_BODY_BYTES``, announced or not. The body is read before the app runs."""
+    """The body is read before the app runs: 413 when it is more than ``MAX_BODY_BYTES``, 408 when it dawdles."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -53,17 +55,17 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client went away before it had said all
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                await _refuse(send)
-                return
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await _read_body(receive)
+        except TimeoutError:
+            await _refuse(send, 408, b"The request took too long.\n")
+            return
+        if body is None:
+            return
+        if len(body) > MAX_BODY_BYTES:
+            await _refuse(send, 413, b"The request is too large.\n")
+            return
         given = False
 
         async def replay() -> Message:
@@ -71,13 +73,25 @@ class BodyLimit:
             if given:
                 return await receive()
             given = True
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, replay, send)
 
 
-async def _refuse(send: Send) -> None:
-    text = b"The request is too large.\n"
+async def _read_body(receive: Receive) -> bytes | None:
+    """The body, or the beginning of one that is too long; None when the client went away before it had said all."""
+    body = bytearray()
+    more = True
+    while more and len(body) <= MAX_BODY_BYTES:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
+async def _refuse(send: Send, status: int, text: bytes) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, (b"connection", b"close")]})
     await send({"type": "http.response.body", "body": text})

@@ -3,9 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from mailer_lib.database.engine import read
+from mailer_lib.database.schema import consent_events
 from mailer_lib.tokens import TokenKind
+from mailer_lib.web.app import create_app
 from tests.web.world import World, freeze
 
 ONE_CLICK = {"List-Unsubscribe": "One-Click"}
@@ -94,6 +98,17 @@ def test_an_event_holds_no_address(world: World, client: TestClient) -> None:
     client.post(link(world, "léa@bücher.example"), data=ONE_CLICK)
     (line,) = world.events()
     assert '"kind":"unsubscribe"' in line and "bücher" not in line and "xn--" not in line and "testclient" not in line
+
+
+@pytest.mark.parametrize(("behind_proxy", "kept"), [(True, "2001:db8::7"), (False, None)])
+def test_the_address_kept_as_evidence(sqlite_world: World, behind_proxy: bool, kept: str | None) -> None:
+    settings = sqlite_world.settings.model_copy(update={"serve_behind_proxy": behind_proxy})
+    with TestClient(create_app(settings)) as client:  # its own name, "testclient", is no address
+        client.post(link(sqlite_world), data=ONE_CLICK, headers={"x-forwarded-for": "203.0.113.9, 2001:db8::7"})
+    with read(sqlite_world.engine) as connection:
+        assert connection.scalars(
+            select(consent_events.c.ip).where(consent_events.c.action == "unsubscribed")
+        ).all() == [kept]
 
 
 @pytest.mark.parametrize(("address", "accept", "sentence"), [
