@@ -17,6 +17,7 @@ Everybody is ``{"combinator": "and", "rules": []}``; an empty group anywhere els
 it as "everybody" and some as "nobody".
 """
 
+import json
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -299,5 +300,7 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = repr(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else _kind(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return _kind(value)
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -1,15 +1,13 @@
 """``mailfleet criteria``: stored sample criteria."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mailer_lib.commands.context import console, open_context
 from mailer_lib.commands.errors import CommandError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(help="Stored sample criteria: who is to be picked.", no_args_is_help=True)
 
@@ -105,8 +103,7 @@ def list_() -> None:
         typer.echo("no criteria are stored yet; `mailfleet criteria save NAME FILE.json` stores some")
 
 
-def _list(lists: "dict[str, int] | object", name: str | None) -> tuple[str, int]:
-    assert isinstance(lists, dict)
+def _list(lists: Mapping[str, int], name: str | None) -> tuple[str, int]:
     if name is None:
         if len(lists) == 1:
             return next(iter(lists.items()))

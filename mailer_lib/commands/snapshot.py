@@ -1,0 +1,130 @@
+"""``mailfleet snapshot``: the frozen recipients of a send."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mailer_lib.commands.context import console, open_context, parse_send_ref, progress
+from mailer_lib.commands.errors import FAILED
+from mailer_lib.terms import SendMode, UnknownPolicy
+
+if TYPE_CHECKING:
+    from mailer_lib.audience.manifest import Manifest
+    from mailer_lib.audience.published import PublishedSnapshot
+    from mailer_lib.commands.context import CommandContext
+
+app = typer.Typer(help="Frozen recipients: build, show, verify.", no_args_is_help=True)
+
+Send = Annotated[str, typer.Argument(metavar="SEND", help="campaign#edition, like spring-sale#1")]
+Phase = Annotated[int | None, typer.Option(help="1 for the first, one more for each top-up; the newest by default.")]
+
+
+@app.command()
+def build(
+    send: Send,
+    mode: Annotated[
+        SendMode, typer.Option(help="dry-run freezes under an edition of its own, test takes the seed list.")
+    ] = SendMode.SEND,
+    unknown: Annotated[
+        UnknownPolicy, typer.Option(help="A top-up: leave who may have got it, or take them in again.")
+    ] = UnknownPolicy.LEAVE,
+) -> None:
+    """Freeze who gets a send today, and stop there. Killed, run it again: it goes on with the range it was at.
+
+    `mailfleet send start` does this on its way. It freezes anew what nobody began to send.
+    """
+    from mailer_lib.dispatch import sends, steps
+
+    ref = parse_send_ref(send)
+    with open_context() as context:
+        engine, settings, claim = context.engine, context.settings, sends.process_claim()
+        opened = steps.open_step(
+            engine,
+            settings,
+            campaign=ref.campaign,
+            edition=ref.edition,
+            mode=mode,
+            launched_by=context.actor,
+            claim=claim,
+        )
+        send_id = opened["send_id"]
+        try:
+            plan = steps.plan_recipients(engine, settings, send_id, claim)
+            with progress("ranges", plan["ranges"], "ranges") as report:
+                for index in range(plan["ranges"]):
+                    steps.build_recipients(engine, settings, send_id, claim, plan["plan"], index)
+                    report(index + 1)
+            steps.publish_recipients(engine, settings, send_id, claim, unknown_policy=unknown)
+        finally:
+            sends.release(engine, send_id, claim)
+        _show(_find(context, opened["send"], None))
+
+
+@app.command()
+def show(send: Send, phase: Phase = None) -> None:
+    """What was frozen: when, by which criteria, how many, and why others were left out."""
+    with open_context() as context:
+        _show(_find(context, send, phase))
+
+
+@app.command()
+def verify(send: Send, phase: Phase = None) -> None:
+    """Check files, checksums and rows, and that nobody is in it twice. Exit code 1 when something is wrong."""
+    from mailer_lib.audience.files import sha256_of
+    from mailer_lib.audience.manifest import MANIFEST_FILE
+    from mailer_lib.audience.verify import verify as problems_of
+
+    with open_context() as context:
+        found = _find(context, send, phase)
+    problems = problems_of(found.folder)
+    path = found.folder / MANIFEST_FILE
+    if path.exists() and sha256_of(path) != found.manifest_sha256:
+        problems.append(f"{MANIFEST_FILE}: isn't the one that was published; the database knows another checksum")
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        typer.echo(f"{found.folder}: {len(problems)} problems", err=True)
+        raise typer.Exit(FAILED)
+    console().print(f"{found.send} phase {found.phase}: sound, {found.frozen:,} frozen and {found.excluded:,} excluded")
+
+
+def _find(context: "CommandContext", send: str, phase: int | None) -> "PublishedSnapshot":
+    from mailer_lib.audience.published import find_published
+    from mailer_lib.database.engine import read
+
+    ref = parse_send_ref(send)
+    with read(context.engine) as connection:
+        return find_published(connection, context.settings, ref.campaign, ref.edition, phase)
+
+
+def _show(found: "PublishedSnapshot") -> None:
+    from mailer_lib.audience.manifest import load
+
+    manifest, output = load(found.folder), console()
+    for line in _lines(found, manifest):
+        output.print(line, markup=False)
+
+
+def _lines(found: "PublishedSnapshot", manifest: "Manifest") -> list[str]:
+    counts, criteria = manifest.counts, manifest.criteria
+    source = f'{criteria.source} "{criteria.name}"' if criteria.name else criteria.source
+    rows = [shard.rows for shard in manifest.shards]
+    spread = f"{min(rows):,} to {max(rows):,} rows each" if rows else "none has rows"
+    lines = [
+        f"{found.send} phase {found.phase}, published {manifest.published_at:%Y-%m-%d %H:%M:%S} UTC",
+        f"folder    {found.folder}",
+        f"{source}, sha256 {criteria.sha256[:12]}",
+        f"as of     {manifest.as_of:%Y-%m-%d %H:%M:%S} UTC, contacts up to id {manifest.max_contact_id:,}",
+        f"read      {len(manifest.ranges)} ranges in {sum(each.read_s for each in manifest.ranges):.1f} s",
+        f"shards    {len(rows)}, {spread}",
+        f"matching  {counts.matching:>10,}",
+        f"frozen    {counts.frozen:>10,}",
+    ]
+    lines += [f"          {people:>10,}  {provider}" for provider, people in counts.by_provider.items()]
+    if len(counts.by_variant) > 1:
+        split = ", ".join(f"{number}: {people:,}" for number, people in enumerate(counts.by_variant))
+        lines.append(f"variants  {split}")
+    lines.append(
+        f"excluded  {counts.excluded:>10,}" + ("  a person may have several reasons:" if counts.excluded else "")
+    )
+    return lines + [f"          {people:>10,}  {reason}" for reason, people in counts.by_reason.items()]

@@ -1,0 +1,70 @@
+"""``mailfleet criteria`` as an operator uses it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from mailer_lib.settings import Settings
+from tests.audience.world import ON_THE_LIST, World, rule
+
+Mailfleet = Callable[..., Any]
+
+
+@pytest.fixture
+def world(engine: Engine, settings: Settings) -> World:
+    return World.make(engine, settings)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Callable[[Any], Path]:
+    def write(content: Any) -> Path:
+        path = tmp_path / "tree.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def test_save_show_list_and_count(world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]) -> None:
+    world.add("a@example.org")
+    world.add("b@example.org", state="pending")
+    world.add("c@example.org", state=None)
+    saved = mailfleet("criteria", "save", "readers", tree(ON_THE_LIST), "--description", "everybody on the list")
+    assert (saved.code, saved.stdout) == (0, 'criteria "readers" stored\n')
+    assert "replaced" in mailfleet("criteria", "save", "readers", tree(ON_THE_LIST)).stdout
+    assert json.loads(mailfleet("criteria", "show", "readers").stdout) == ON_THE_LIST
+    assert "everybody on the list" in mailfleet("criteria", "list").stdout
+    counted = mailfleet("criteria", "count", "readers", "--list", "newsletter").stdout.split()
+    assert counted[:4] == ["matching", "2", "mailable", "1"]
+    assert counted[-2:] == ["1", "unconfirmed"]
+
+
+def test_sql_shows_the_statement_and_what_is_bound(
+    world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]
+) -> None:
+    mailfleet("criteria", "save", "gold", tree(rule("attribute.tier", "in", ["gold", "x'; --"])))
+    shown = mailfleet("criteria", "sql", "gold")
+    statement, *bound = shown.stdout.split("\n-- ")
+    assert shown.code == 0
+    assert "SELECT contacts.id" in statement and "x'" not in statement
+    assert bound[-2:] == ["2: 'gold'", '3: "x\'; --"\n']
+
+
+def test_errors_are_sentences_with_file_and_path(
+    world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]
+) -> None:
+    path = tree(rule("attribute.teir", "=", "gold"))
+    wrong = mailfleet("criteria", "save", "gold", path)
+    assert wrong.code == 1
+    says = 'there is no field "attribute.teir"; did you mean "attribute.tier"?'
+    assert f"{path}: $.rules[0].field: {says}" in wrong.stderr
+    assert "isn't JSON" in mailfleet("criteria", "save", "gold", tree("{")).stderr
+    assert mailfleet("criteria", "show", "gold").code == 1
+    assert "No such file" in mailfleet("criteria", "save", "gold", path.with_name("missing.json")).stderr
+    mailfleet("criteria", "save", "readers", tree(ON_THE_LIST))
+    assert "--list newsletter or offers" in mailfleet("criteria", "count", "readers").stderr
+    assert 'no list "nws"' in mailfleet("criteria", "count", "readers", "--list", "nws").stderr
