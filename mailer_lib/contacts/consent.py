@@ -136,6 +136,7 @@ def unsubscribe(
 
     Returns whether anything changed. Leaving again changes nothing but the time that a consent must be newer than.
     """
+    list_id = list_id or None  # EVERYWHERE means the same as None
     new = _bar(
         connection,
         address_hash=address_hash,

@@ -14,10 +14,9 @@ from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 
 from mailer_lib.contacts.attributes import ValueProblemError, declared
-from mailer_lib.contacts.batch import Batch, BatchCounts, ImportScope, store
+from mailer_lib.contacts.batch import Batch, ImportScope, store
 from mailer_lib.contacts.columns import ColumnMap, Field, MappingError, map_columns
 from mailer_lib.contacts.csv_source import BadRecord, CsvSource, open_csv
 from mailer_lib.contacts.lists import list_id
@@ -26,13 +25,12 @@ from mailer_lib.contacts.rejects import RejectsWriter, rejects_path
 from mailer_lib.contacts.rows import ConsentDefaults, RowParser, RowProblemError, parse_moment
 from mailer_lib.contacts.seen import SeenHashes
 from mailer_lib.database import audit
-from mailer_lib.database.bulk import is_deadlock
 from mailer_lib.database.engine import now, read, write
+from mailer_lib.database.retry import write_again
 from mailer_lib.settings import Settings
 from mailer_lib.terms import AttributeType, SubscriptionState
 
 BATCH_ROWS = 2000  # about 0.15 s of a write lock on SQLite
-DEADLOCK_ATTEMPTS = 6
 
 ProgressCall = Callable[[int, int | None], None]
 
@@ -168,22 +166,12 @@ class _Run:
             return
         hashes = list(batch.drafts)
         known = {h for h, before in zip(hashes, self._seen.add(hashes), strict=True) if before}
-        counts = self._store(batch, known)
+        counts = write_again(self._engine, lambda connection: store(connection, self._scope, batch, known))
         self._counts.update(
             new=counts.new, updated=counts.updated, unchanged=counts.unchanged, confirmed=counts.confirmed,
             pending=counts.pending, undated=counts.undated, duplicates=batch.rows - len(hashes) + len(known),
         )  # fmt: skip
         self._kept_out.update(counts.kept_out)
-
-    def _store(self, batch: Batch, known: set[bytes]) -> BatchCounts:
-        for attempt in range(1, DEADLOCK_ATTEMPTS + 1):
-            try:
-                with write(self._engine) as connection:
-                    return store(connection, self._scope, batch, known)
-            except OperationalError as error:
-                if attempt == DEADLOCK_ATTEMPTS or not is_deadlock(error):
-                    raise
-        raise AssertionError("unreachable")
 
     def report(self, rows: int, rejected: int, rejects: Path | None, ignored: Sequence[str]) -> ImportReport:
         c = self._counts

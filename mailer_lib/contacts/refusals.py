@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError
 
 from mailer_lib.contacts.address_file import Entry
 from mailer_lib.contacts.consent import suppress, suppress_domain, unsubscribe
-from mailer_lib.database.bulk import is_deadlock
-from mailer_lib.database.engine import now, write
+from mailer_lib.database.engine import now
+from mailer_lib.database.retry import write_again
 from mailer_lib.identity import IdentityKey
 from mailer_lib.terms import SuppressionReason
 
 BATCH = 500
-ATTEMPTS = 6
 
 ProgressCall = Callable[[int, int | None], None]
 
@@ -82,7 +81,7 @@ def _apply(
         good = [entry for entry in batch if entry.problem is None]
         report.lines += len(batch)
         report.problems += [(entry.line, entry.problem) for entry in batch if entry.problem is not None]
-        new = _in_one_transaction(engine, good, one)
+        new = write_again(engine, partial(_each, one, good))
         report.new += new
         report.known += len(good) - new
         if progress is not None:
@@ -90,15 +89,8 @@ def _apply(
     return report
 
 
-def _in_one_transaction(engine: Engine, entries: list[Entry], one: Callable[[Connection, Entry], bool]) -> int:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with write(engine) as connection:
-                return sum(one(connection, entry) for entry in entries)
-        except OperationalError as error:
-            if attempt == ATTEMPTS or not is_deadlock(error):
-                raise
-    raise AssertionError("unreachable")
+def _each(one: Callable[[Connection, Entry], bool], entries: list[Entry], connection: Connection) -> int:
+    return sum(one(connection, entry) for entry in entries)
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

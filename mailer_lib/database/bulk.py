@@ -11,9 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError
-
-_DEADLOCK, _LOCK_WAIT = 1213, 1205  # InnoDB: this transaction was rolled back; begin again
 
 
 def moment_text(moment: datetime | None) -> str | None:
@@ -21,13 +18,6 @@ def moment_text(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
-
-
-def is_deadlock(error: BaseException) -> bool:
-    """Whether InnoDB chose this transaction to yield to another: running it again is the cure."""
-    original = getattr(error, "orig", None)
-    code = original.args[0] if original is not None and original.args else None
-    return isinstance(error, OperationalError) and code in (_DEADLOCK, _LOCK_WAIT)
 
 
 _SIDE = re.compile(r"\b(new|old)\.(\w+)")

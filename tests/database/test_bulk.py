@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from sqlalchemy import Engine, insert, select
-from sqlalchemy.exc import OperationalError
 
 from mailer_lib.database import bulk
 from mailer_lib.database.engine import now, read, write
@@ -88,10 +87,3 @@ def test_nothing_to_write_is_no_statement(sqlite_engine: Engine) -> None:
         bulk.upsert_contacts(connection, [])
         bulk.upsert_subscriptions(connection, [])
         bulk.insert_consent_events(connection, [])
-
-
-def test_deadlocks_are_told_from_other_troubles() -> None:
-    assert bulk.is_deadlock(OperationalError("x", None, Exception(1213, "Deadlock found")))
-    assert not bulk.is_deadlock(OperationalError("x", None, Exception(2006, "gone away")))
-    assert not bulk.is_deadlock(OperationalError("x", None, Exception("database is locked")))
-    assert not bulk.is_deadlock(ValueError())
