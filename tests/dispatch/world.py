@@ -19,9 +19,11 @@ from mailer_lib.database.schema import (
     sends,
     shards,
     snapshots,
+    templates,
 )
 from mailer_lib.dispatch.plan import Slot
 from mailer_lib.identity import message_key
+from mailer_lib.message.campaign import Campaign
 from mailer_lib.message.shards import shard_schema, write_shard
 from mailer_lib.settings import Settings
 from mailer_lib.terms import Control, SendMode, SendState, ServerState, ShardState, SnapshotState
@@ -173,6 +175,21 @@ class World:
         return found
 
 
+def definition(name: str, **more: Any) -> dict[str, Any]:
+    """A campaign as the database holds it."""
+    campaign = {
+        "name": name,
+        "list": "newsletter",
+        "criteria": "everybody",
+        "from": {"name": "Fjord & Fern", "address": "news@news.fjordfern.example"},
+        "subject": "Hello",
+        "template": {"kind": "html", "name": name},
+        "sending_domain": "news.fjordfern.example",
+        **more,
+    }
+    return Campaign.model_validate(campaign).definition()
+
+
 def make_world(engine: Engine, settings: Settings, servers: int = 2) -> World:
     at = now()
     world = World(engine, settings)
@@ -183,10 +200,19 @@ def make_world(engine: Engine, settings: Settings, servers: int = 2) -> World:
 
         world.pool_id = made(sending_pools, name="main", created_at=at)
         world.list_id = made(lists, name="newsletter", title="Fjord & Fern News", created_at=at)
+        made(
+            templates,
+            name=world.campaign,
+            kind="html",
+            source="<p>Hello</p>",
+            text_source="Hello",
+            updated_at=at,
+            updated_by="test",
+        )
         world.campaign_id = made(
             campaigns,
             name=world.campaign,
-            definition={},
+            definition=definition(world.campaign),
             list_id=world.list_id,
             pool_id=world.pool_id,
             created_at=at,

@@ -1,4 +1,4 @@
-"""A whole send by the shipped commands: import → criteria → campaign → send → books, on one machine, without Airflow."""
+"""A whole send by the shipped commands: import, criteria, campaign, send, books; on one machine, without Airflow."""
 
 import json
 import threading

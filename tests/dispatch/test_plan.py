@@ -1,0 +1,71 @@
+"""Slots and limits: who sends, and what share of each limit is whose."""
+
+import pytest
+from sqlalchemy import insert, update
+
+from mailer_lib.agent.job import Limits
+from mailer_lib.database.engine import read, write
+from mailer_lib.database.schema import dispatch_servers, provider_limits
+from mailer_lib.dispatch.plan import limits_for, share_limits, slots_for
+from mailer_lib.dispatch.sends import get_send
+from mailer_lib.dispatch.slot_report import say
+from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.terms import ServerState
+from tests.dispatch.world import World
+
+
+def set_server(world: World, number: int, **values: object) -> None:
+    with write(world.engine) as connection:
+        connection.execute(
+            update(dispatch_servers).where(dispatch_servers.c.id == world.servers[number]).values(**values)
+        )
+
+
+def test_slots_are_those_of_servers_that_may_send(world: World) -> None:
+    send_id = world.send()
+    set_server(world, 0, slots=2)
+    assert [slot.label for slot in slots_for(world.engine, send_id)] == ["local-1.0", "local-1.1", "local-2"]
+    set_server(world, 0, state=ServerState.DRAINING)
+    set_server(world, 1, state=ServerState.WARMING)
+    (slot,) = slots_for(world.engine, send_id)
+    assert (slot.label, slot.server, slot.slot, slot.folder) == ("local-2", "local-2", 0, "local-2.0")
+
+
+@pytest.mark.parametrize(
+    ("server_per_hour", "pace", "on_server", "of_send", "per_s"),
+    [
+        (None, None, 1, 1, None),
+        (3600, None, 1, 1, 1.0),
+        (3600, None, 2, 4, 0.5),
+        (None, 10.0, 1, 4, 2.5),
+        (3600, 10.0, 1, 4, 1.0),
+        (36000, 10.0, 1, 4, 2.5),
+        (3600, None, 0, 0, 1.0),  # the asking slot counts itself before it has said a word
+    ],
+)
+def test_a_slot_has_its_share_of_the_server_and_of_the_send(
+    server_per_hour: int | None, pace: float | None, on_server: int, of_send: int, per_s: float | None
+) -> None:
+    limits = share_limits(
+        server_per_hour=server_per_hour,
+        provider_per_hour={},
+        pace_per_s=pace,
+        live_on_server=on_server,
+        live_of_send=of_send,
+    )
+    assert limits.per_s == per_s
+
+
+def test_provider_limits_hold_for_each_server(world: World) -> None:
+    send_id = world.send(pace_per_s=8.0)
+    with write(world.engine) as connection:
+        connection.execute(insert(provider_limits).values(pool_id=world.pool_id, provider="gmail", per_hour=7200))
+    for number in range(2):
+        slot = world.slot(number)
+        say(world.engine, send_id, slot, SlotProgress(slot.label, SlotState.SENDING))
+    with read(world.engine) as connection:
+        limits = limits_for(connection, get_send(connection, send_id), world.slot(0))
+    assert limits == Limits(per_s=4.0, provider_per_s={"gmail": 2.0})
+    say(world.engine, send_id, world.slot(1), SlotProgress("local-2", SlotState.IDLE))  # leaves its share to the other
+    with read(world.engine) as connection:
+        assert limits_for(connection, get_send(connection, send_id), world.slot(0)).per_s == 8.0
