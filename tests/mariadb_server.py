@@ -18,6 +18,7 @@ from tests.support import free_port
 
 USER, PASSWORD = "mailfleet", "only-for-tests"
 PROGRAMS = ("mariadbd", "mariadb-install-db")
+_PREFIX = "mf-mariadb-"
 _START_TRIES = 3
 _START_S = 60
 
@@ -30,8 +31,9 @@ class MariadbServer:
     """Started by the constructor; ``stop()`` leaves neither process nor file. Databases are made by ``create``."""
 
     def __init__(self) -> None:
-        shm = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(prefix="mf-mariadb-", dir=shm if os.access(shm, os.W_OK) else None))
+        parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
+        _sweep(parent)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
         self.socket = self.folder / "s"
         self._as_user: dict[str, object] = {}
         if os.geteuid() == 0:  # the server refuses to run as root
@@ -147,6 +149,14 @@ class MariadbServer:
         if process is not None and process.poll() is None:
             process.kill()  # its data goes too, so there is nothing to close in good order
             process.wait()
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what test processes left behind that were killed; their servers died with them."""
+    for folder in parent.glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _account(name: str) -> pwd.struct_passwd | None:
