@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mailer_lib.contacts import consent
-from mailer_lib.database.engine import read, write
+from mailer_lib.database.engine import read
+from mailer_lib.database.retry import write_again
 from mailer_lib.database.schema import consent_events, contacts, lists, subscriptions
 from mailer_lib.terms import ConsentAction, SubscriptionState
 from mailer_lib.tokens import TokenKind
@@ -47,21 +48,22 @@ def confirm(request: Request) -> Response:
     door = doors(request)
     token = door.token(request, TokenKind.CONFIRM)
     user_agent = request.headers.get("user-agent", "")[:150]
-    with write(door.engine) as connection:
+    source = f"confirmation mail, user agent {user_agent or 'not given'}"
+
+    def work(connection: Connection) -> tuple[Answer, str | None, str]:
         person = connection.execute(  # locked: the same link pressed twice is one confirmation
             select(contacts.c.locale).where(contacts.c.address_hash == token.message_key).with_for_update()
         ).first()
         title = connection.scalar(select(lists.c.title).where(lists.c.id == token.send_id))
-        answer = Answer.NOBODY
-        if person is not None and title is not None:
-            answer = _confirm(
-                connection,
-                address_hash=token.message_key,
-                list_id=token.send_id,
-                source=f"confirmation mail, user agent {user_agent or 'not given'}",
-                ip=client_ip(request),
-            )
-    return _say(texts(request, person.locale if person else None), answer, title or "")
+        if person is None or title is None:
+            return Answer.NOBODY, None, ""
+        answer = _confirm(
+            connection, address_hash=token.message_key, list_id=token.send_id, source=source, ip=client_ip(request)
+        )
+        return answer, person.locale, title
+
+    answer, locale, title = write_again(door.engine, work)
+    return _say(texts(request, locale), answer, title)
 
 
 def _confirm(connection: Connection, *, address_hash: bytes, list_id: int, source: str, ip: str | None) -> Answer:

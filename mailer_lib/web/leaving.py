@@ -4,26 +4,23 @@ A POST is RFC 8058's one click (``List-Unsubscribe=One-Click``, form-urlencoded 
 scanners follow GETs only, so they unsubscribe nobody.
 """
 
-import time
 from datetime import UTC, datetime
 
-from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, select
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from mailer_lib.contacts import consent
-from mailer_lib.database.engine import read, write
+from mailer_lib.database.engine import read
+from mailer_lib.database.retry import write_again
 from mailer_lib.database.schema import contacts, subscriptions
 from mailer_lib.terms import SubscriptionState
 from mailer_lib.tokens import Token, TokenKind
 from mailer_lib.web import pages
-from mailer_lib.web.doors import Doors, client_ip, doors, log, texts
+from mailer_lib.web.doors import Doors, client_ip, doors, texts
 from mailer_lib.web.forms import read_form
 from mailer_lib.web.people import Person, SendFacts, masked, person_of, send_facts
-
-ATTEMPTS = 4
 
 
 def show(request: Request) -> Response:
@@ -76,27 +73,16 @@ def unsubscribe(
 ) -> None:
     """Committed when this returns. A second click at the same moment waits for the first, and then changes nothing."""
     at = datetime.now(UTC)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with write(door.engine) as connection:
-                connection.execute(  # the person's own row is the lock; SQLite's transaction is one already
-                    select(contacts.c.id).where(contacts.c.address_hash == address_hash).with_for_update()
-                )
-                consent.unsubscribe(
-                    connection,
-                    address_hash=address_hash,
-                    list_id=list_id,
-                    method=method,
-                    source=source,
-                    ip=ip,
-                    at=at,
-                )
-            return
-        except OperationalError as error:  # a deadlock's victim, a lock waited for in vain
-            if attempt == ATTEMPTS:
-                raise
-            log.warning("an unsubscribe is tried again: %s", type(error.orig).__name__)
-            time.sleep(0.05 * attempt)
+
+    def work(connection: Connection) -> None:
+        connection.execute(  # the person's own row is the lock; SQLite's transaction is one already
+            select(contacts.c.id).where(contacts.c.address_hash == address_hash).with_for_update()
+        )
+        consent.unsubscribe(
+            connection, address_hash=address_hash, list_id=list_id, method=method, source=source, ip=ip, at=at
+        )
+
+    write_again(door.engine, work)
 
 
 def _look_up(door: Doors, token: Token) -> tuple[SendFacts | None, Person | None]:
