@@ -3,22 +3,23 @@
 The full lock comes first and constrains the other two, so that one version serves everywhere.
 """
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-UV = Path(sys.executable).parent / "uv"
+UV = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv") or "uv"
 LOCKS = {
-    "requirements.txt": ("central", "sink", "airflow", "mysql"),
+    "requirements.txt": ("central", "sink", "airflow", "mysql", "postgres"),
     "requirements-demo.txt": ("central", "sink", "airflow"),
-    "requirements-dev.txt": ("central", "sink", "airflow", "mysql", "dev"),
+    "requirements-dev.txt": ("central", "sink", "airflow", "mysql", "postgres", "dev"),
 }
 
 
 def main() -> None:
     for name, extras in LOCKS.items():
-        command = [str(UV), "pip", "compile", "-q", "pyproject.toml", "--generate-hashes", "--universal"]
+        command = [UV, "pip", "compile", "-q", "pyproject.toml", "--generate-hashes", "--universal"]
         command += ["--python-version", "3.11", "--no-emit-index-url", "--no-emit-find-links"]
         command += ["--custom-compile-command", "make lock", "-o", name]
         for extra in extras:
