@@ -30,6 +30,10 @@ class TokenKind(IntEnum):
     PREVIEW = 6  # for approvers: ``send_id`` is the send's id, ``contact_id`` a sample contact or 0
 
 
+_KINDS = frozenset(map(int, TokenKind))
+_CENTRAL = frozenset({TokenKind.CONFIRM, TokenKind.PREVIEW})  # never signed by an agent
+
+
 class BadTokenError(ValueError):
     """A token that isn't ours, is damaged, or is of another kind."""
 
@@ -44,12 +48,24 @@ class Token:
 
 
 def send_token_key(token_key: bytes, send_id: int) -> bytes:
-    """32 bytes that sign the tokens of one send."""
+    """32 bytes that sign what an agent puts into the messages of one send."""
     return hashlib.blake2b(struct.pack(">I", send_id), digest_size=32, key=token_key, person=b"mf-token").digest()
 
 
+def signing_key(token_key: bytes, kind: TokenKind, number: int) -> bytes:
+    """The key for tokens of ``kind`` about send ``number`` (CONFIRM: list ``number``).
+
+    What no agent signs has keys of its own: with the key of send 7, a lost dispatch server must not be able to confirm
+    subscriptions to list 7.
+    """
+    if kind in _CENTRAL:
+        data = struct.pack(">BI", kind, number)
+        return hashlib.blake2b(data, digest_size=32, key=token_key, person=b"mf-central").digest()
+    return send_token_key(token_key, number)
+
+
 def sign(key: bytes, token: Token) -> str:
-    """The token as 60 URL-safe characters. ``key`` is ``send_token_key`` of ``token.send_id``."""
+    """The token as 60 URL-safe characters. ``key`` is ``signing_key`` of the token's kind and ``send_id``."""
     payload = _PAYLOAD.pack(token.kind, token.link, token.send_id, token.contact_id, token.message_key)
     mac = hashlib.blake2b(payload, digest_size=_MAC_BYTES, key=key).digest()
     return base64.urlsafe_b64encode(payload + mac).decode()
@@ -88,7 +104,10 @@ def verify(token_key: bytes, text: str, *kinds: TokenKind) -> Token:
         raise BadTokenError("not a token")
     payload, mac = raw[: _PAYLOAD.size], raw[_PAYLOAD.size :]
     kind, link, send_id, contact_id, key = _PAYLOAD.unpack(payload)
-    expected = hashlib.blake2b(payload, digest_size=_MAC_BYTES, key=send_token_key(token_key, send_id)).digest()
+    if kind not in _KINDS:
+        raise BadTokenError("not a token")
+    signed_by = signing_key(token_key, TokenKind(kind), send_id)
+    expected = hashlib.blake2b(payload, digest_size=_MAC_BYTES, key=signed_by).digest()
     if not hmac.compare_digest(mac, expected):
         raise BadTokenError("the token's signature is wrong")
     if kind not in {int(wanted) for wanted in kinds}:

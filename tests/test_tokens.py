@@ -18,6 +18,7 @@ from mailer_lib.tokens import (
     TokenKind,
     send_token_key,
     sign,
+    signing_key,
     verify,
     verify_verp,
     verp_local_part,
@@ -46,13 +47,13 @@ whole_tokens = st.builds(
         (TokenKind.CLICK, 3, "AgADAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wqwUn6bo2i_8XPMjV-Boi"),
         (TokenKind.OPEN, 0, "AwAAAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wq0vydPe--C2XcDC6tviI"),
         (TokenKind.VIEW, 0, "BAAAAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wqxJmgSgCtM12CR8j7KCX"),
-        (TokenKind.CONFIRM, 0, "BQAAAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wq_DlhV7zOi4XUuMCrz0r"),
-        (TokenKind.PREVIEW, 0, "BgAAAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wq5fO13kBcoSnotu9epAf"),
+        (TokenKind.CONFIRM, 0, "BQAAAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wqybrKMxsE4499PF8cXLT"),
+        (TokenKind.PREVIEW, 0, "BgAAAAAABwAAAAAAADA5my7L2Pr9OiOCKedSp63wq4TVmg2_ZhcxbwS17t17"),
     ],
 )
 def test_known_answers(kind: TokenKind, link: int, text: str) -> None:
     token = Token(kind, 7, 12345, MESSAGE_KEY, link)
-    assert sign(send_token_key(TOKEN_KEY, 7), token) == text
+    assert sign(signing_key(TOKEN_KEY, kind, 7), token) == text
     assert verify(TOKEN_KEY, text, kind) == token
 
 
@@ -62,12 +63,20 @@ def test_known_answers_of_keys_and_return_paths() -> None:
     assert verp_local_part(key, 7, MESSAGE_KEY) == "b-9b2ecbd8fafd3a238229e752a7adf0ab-7-a1349b5eef"
 
 
+def test_an_agents_key_confirms_no_subscription_and_opens_no_preview() -> None:
+    """Sends and lists are both numbered from 1: the key of send 7 must not do for list 7."""
+    for kind in (TokenKind.CONFIRM, TokenKind.PREVIEW):
+        forged = sign(send_token_key(TOKEN_KEY, 7), Token(kind, 7, 12345, MESSAGE_KEY))
+        with pytest.raises(BadTokenError):
+            verify(TOKEN_KEY, forged, kind)
+
+
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 @given(token_key=keys, token=whole_tokens)
 def test_what_is_signed_comes_back(token_key: bytes, token: Token) -> None:
-    text = sign(send_token_key(token_key, token.send_id), token)
+    text = sign(signing_key(token_key, token.kind, token.send_id), token)
     assert len(text) == tokens.TOKEN_CHARS
     assert set(text) <= set(string.ascii_letters + string.digits + "-_")
     assert verify(token_key, text, token.kind) == token
@@ -76,7 +85,7 @@ def test_what_is_signed_comes_back(token_key: bytes, token: Token) -> None:
 
 @given(token=whole_tokens, bit=st.integers(min_value=0, max_value=45 * 8 - 1))
 def test_a_single_flipped_bit_is_refused(token: Token, bit: int) -> None:
-    raw = bytearray(base64.urlsafe_b64decode(sign(send_token_key(TOKEN_KEY, token.send_id), token)))
+    raw = bytearray(base64.urlsafe_b64decode(sign(signing_key(TOKEN_KEY, token.kind, token.send_id), token)))
     raw[bit // 8] ^= 1 << bit % 8
     with pytest.raises(BadTokenError):
         verify(TOKEN_KEY, base64.urlsafe_b64encode(raw).decode(), *TokenKind)
@@ -84,7 +93,7 @@ def test_a_single_flipped_bit_is_refused(token: Token, bit: int) -> None:
 
 @given(token=whole_tokens, place=st.integers(min_value=0, max_value=59), character=st.characters())
 def test_a_single_changed_character_is_refused(token: Token, place: int, character: str) -> None:
-    text = sign(send_token_key(TOKEN_KEY, token.send_id), token)
+    text = sign(signing_key(TOKEN_KEY, token.kind, token.send_id), token)
     changed = text[:place] + character + text[place + 1 :]
     if changed != text:
         with pytest.raises(BadTokenError):
@@ -93,7 +102,7 @@ def test_a_single_changed_character_is_refused(token: Token, place: int, charact
 
 @given(token=whole_tokens, cut=st.integers(min_value=0, max_value=59), more=st.text(min_size=1, max_size=4))
 def test_a_shorter_or_longer_token_is_refused(token: Token, cut: int, more: str) -> None:
-    text = sign(send_token_key(TOKEN_KEY, token.send_id), token)
+    text = sign(signing_key(TOKEN_KEY, token.kind, token.send_id), token)
     for other in (text[:cut], text + more, more + text):
         with pytest.raises(BadTokenError):
             verify(TOKEN_KEY, other, *TokenKind)
@@ -109,7 +118,7 @@ def test_no_text_from_outside_breaks_the_verifier(text: str) -> None:
 
 @given(token=whole_tokens)
 def test_a_token_of_one_kind_opens_no_other_door(token: Token) -> None:
-    text = sign(send_token_key(TOKEN_KEY, token.send_id), token)
+    text = sign(signing_key(TOKEN_KEY, token.kind, token.send_id), token)
     with pytest.raises(BadTokenError, match="something else"):
         verify(TOKEN_KEY, text, *(kind for kind in TokenKind if kind is not token.kind))
 
@@ -117,7 +126,7 @@ def test_a_token_of_one_kind_opens_no_other_door(token: Token) -> None:
 @given(token=whole_tokens, other=send_ids)
 def test_the_key_of_one_send_signs_for_no_other(token: Token, other: int) -> None:
     """What a lost dispatch server could do with the key in its job folder."""
-    text = sign(send_token_key(TOKEN_KEY, other), token)
+    text = sign(signing_key(TOKEN_KEY, token.kind, other), token)
     if other == token.send_id:
         assert verify(TOKEN_KEY, text, token.kind) == token
     else:
@@ -129,7 +138,7 @@ def test_the_key_of_one_send_signs_for_no_other(token: Token, other: int) -> Non
 def test_another_installations_token_is_refused(token: Token, token_key: bytes) -> None:
     if token_key != TOKEN_KEY:
         with pytest.raises(BadTokenError):
-            verify(TOKEN_KEY, sign(send_token_key(token_key, token.send_id), token), token.kind)
+            verify(TOKEN_KEY, sign(signing_key(token_key, token.kind, token.send_id), token), token.kind)
 
 
 @given(token=whole_tokens)

@@ -30,7 +30,7 @@ from mailer_lib.message.campaign import Campaign
 from mailer_lib.message.dkim import sign_message
 from mailer_lib.settings import Settings
 from mailer_lib.terms import ContactState, ServerState, SubscriptionState, SuppressionReason
-from mailer_lib.tokens import Token, TokenKind, send_token_key, sign
+from mailer_lib.tokens import Token, TokenKind, sign, signing_key
 
 PAGE = 200
 
@@ -127,7 +127,7 @@ def send_confirmations(
 def confirmation_url(
     base_url: str, list_token_key: bytes, *, list_id: int, contact_id: int, address_hash: bytes
 ) -> str:
-    """The link ``/k/<token>``; ``list_token_key`` is ``tokens.send_token_key`` of the list's id."""
+    """The link ``/k/<token>``; ``list_token_key`` is ``tokens.signing_key`` of the list."""
     token = Token(TokenKind.CONFIRM, list_id, contact_id, address_hash)
     return f"{base_url.rstrip('/')}/k/{sign(list_token_key, token)}"
 
@@ -249,7 +249,7 @@ def _set_up(connection: Connection, settings: Settings, list_name: str, options:
         dkim_key_pem=domains.dkim_private_key(settings, domain),
         servers=usable,
         base_url=domain.tracking_url or str(settings.public_url),
-        token_key=send_token_key(settings.tokens(), target),
+        token_key=signing_key(settings.tokens(), TokenKind.CONFIRM, target),
     )
 
 

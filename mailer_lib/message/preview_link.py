@@ -13,6 +13,6 @@ def preview_link(settings: Settings, send_id: int, contact_id: int = 0) -> str:
     Raises:
         SettingsError: there is no token key.
     """
-    key = tokens.send_token_key(settings.tokens(), send_id)
+    key = tokens.signing_key(settings.tokens(), TokenKind.PREVIEW, send_id)
     token = tokens.sign(key, Token(TokenKind.PREVIEW, send_id, contact_id, _NOBODY))
     return f"{str(settings.public_url).rstrip('/')}/p/{token}"

@@ -47,12 +47,12 @@ class World:
         return message_key(self.settings.identity().send_key("spring-sale", "1"), self.hash_of(address))
 
     def token(self, kind: TokenKind, address: str, link: int = 0, contact_id: int | None = None) -> str:
-        key = tokens.send_token_key(self.settings.tokens(), self.send_id)
+        key = tokens.signing_key(self.settings.tokens(), kind, self.send_id)
         person = self.people.get(address, 0) if contact_id is None else contact_id
         return tokens.sign(key, Token(kind, self.send_id, person, self.key_of(address), link))
 
     def confirm_token(self, address: str) -> str:
-        key = tokens.send_token_key(self.settings.tokens(), self.list_id)
+        key = tokens.signing_key(self.settings.tokens(), TokenKind.CONFIRM, self.list_id)
         return tokens.sign(
             key, Token(TokenKind.CONFIRM, self.list_id, self.people.get(address, 0), self.hash_of(address))
         )
