@@ -8,13 +8,11 @@ from typing import Any
 
 from mailer_lib.message import mime
 from mailer_lib.message.bundle import BundleVariant
-from mailer_lib.message.islands import Island, Islands, Static, UrlForm, compile_islands
+from mailer_lib.message.islands import Island, Islands, PureIsland, Static, UrlForm, compile_islands
 from mailer_lib.message.language import TemplateLanguage
+from mailer_lib.message.memo import Memo
 
 TokenName = tuple[str, int]  # ("link", 3), ("unsubscribe_url", 0)
-
-_VALUES_CACHED = 8192
-_CACHED_CHARS = 200
 
 
 class Body:
@@ -39,12 +37,12 @@ class Body:
         self._subject = compile_islands(text_language, variant.subject, constants, {})
         self._segments: list[bytes] = []
         self._slots: list[tuple[int, TokenName]] = []
+        self._memos: list[tuple[int, Memo]] = []
         self._text_places = self._add_part(f"--{boundary}", "text/plain", self._text)
         self._html_places = self._add_part(f"--{boundary}", "text/html", self._html)
         self._add_raw(f"--{boundary}--\r\n")
         self.static_bytes = sum(map(len, self._segments))
         self.variables = frozenset().union(self._text.variables, self._html.variables, self._subject.variables)
-        self._cache: dict[str, bytes] = {}
 
     @property
     def token_names(self) -> tuple[TokenName, ...]:
@@ -56,20 +54,13 @@ class Body:
         segments = self._segments.copy()
         for places, islands in ((self._text_places, self._text), (self._html_places, self._html)):
             for place, value in zip(places, islands.render(variables), strict=True):
-                segments[place] = self._encode(value)
+                segments[place] = _encoded(value)
+        contact = variables["contact"].data
+        for place, memo in self._memos:
+            segments[place] = memo.value(contact, variables)
         for place, name in self._slots:
             segments[place] = tokens[name]
         return self._subject.text(variables), b"".join(segments)
-
-    def _encode(self, value: str) -> bytes:
-        cached = self._cache.get(value)
-        if cached is None:
-            cached = mime.quoted_printable_value(value) if value else b""
-            if len(value) <= _CACHED_CHARS:
-                if len(self._cache) >= _VALUES_CACHED:
-                    self._cache.clear()
-                self._cache[value] = cached
-        return cached
 
     def _add_part(self, delimiter: str, content_type: str, islands: Islands) -> list[int]:
         self._add_raw(
@@ -90,6 +81,8 @@ class Body:
             self._segments.append(b"")
             if isinstance(segment, Island):
                 places.append(place)
+            elif isinstance(segment, PureIsland):
+                self._memos.append((place, Memo(segment.fields, segment.render, _encoded)))
             else:
                 self._slots.append((place, (segment.name, segment.number)))
         self._segments.append(mime.quoted_printable(ending, last=True) + b"\r\n")  # this CRLF is the delimiter's
@@ -97,3 +90,7 @@ class Body:
 
     def _add_raw(self, text: str) -> None:
         self._segments.append(text.encode())
+
+
+def _encoded(value: str) -> bytes:
+    return mime.quoted_printable_value(value) if value else b""

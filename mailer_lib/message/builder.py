@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 
 from mailer_lib import tokens
 from mailer_lib.message import mime
@@ -118,6 +118,7 @@ class MessageBuilder:
             self._signer = DkimSigner(bundle.dkim_domain, bundle.dkim_selector, dkim_key_pem)
             self._plan = self._signer.prepare(self._headers.signed + OVER_SIGNED)
         self._second, self._date = -1, ""
+        self._plain: dict[int, tuple[Template, ...]] = {}
 
     def build(self, recipient: Recipient) -> BuiltMessage:
         """
@@ -160,14 +161,17 @@ class MessageBuilder:
             RenderError: as ``build``.
         """
         self._body_of(recipient)
-        source = self._bundle.variants[recipient.variant]
+        if recipient.variant not in self._plain:
+            source = self._bundle.variants[recipient.variant]
+            self._plain[recipient.variant] = (
+                self._text_language.from_string(source.subject),
+                self._html_language.from_string(source.html),
+                self._text_language.from_string(source.text),
+            )
         variables = self._variables(recipient, frozenset(_KINDS))
         try:
-            return Rendered(
-                subject=mime.clean(self._text_language.from_string(source.subject).render(variables)),
-                html=self._html_language.from_string(source.html).render(variables),
-                text=self._text_language.from_string(source.text).render(variables),
-            )
+            subject, html, text = (template.render(variables) for template in self._plain[recipient.variant])
+            return Rendered(mime.clean(subject), html, text)
         except Exception as error:  # whatever the template does wrong is this recipient's failure
             raise _render_error(error) from error
 

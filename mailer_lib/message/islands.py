@@ -5,24 +5,27 @@ expression, or a whole ``{% if %}``, ``{% for %}``, ``{% set %}``, however large
 compiled, static runs are replaced by a NUL, so that one pass of the template gives all islands, in order, by splitting.
 NUL can't come from data (``builder`` strips it), and a NUL made by the template itself is found by counting.
 
-Two kinds of island cost nothing for each recipient: what depends only on the send (``campaign``, ``list_title``,
-``postal_address``) is folded into the static text here, and a bare ``{{ unsubscribe_url }}`` or ``{{ link(3) }}``
-becomes a ``TokenSlot``, filled without Jinja2.
+Most islands cost less than that. What depends only on the send (``campaign``, ``list_title``, ``postal_address``) is
+folded into the static text here; a bare ``{{ unsubscribe_url }}`` or ``{{ link(3) }}`` becomes a ``TokenSlot``, filled
+without Jinja2; and what is a function of a few fields of the contact becomes a ``PureIsland``, whose values are kept
+(``memo``).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from jinja2 import Template, nodes
 from jinja2.meta import find_undeclared_variables
 from markupsafe import escape
 
+from mailer_lib.message.fields import contact_fields
 from mailer_lib.message.language import TemplateLanguage
 
 SEPARATOR = "\0"
 _URL_NAMES = frozenset({"unsubscribe_url", "open_pixel_url", "view_url", "link"})
-_UNSTEADY = frozenset({"random", "number", "date"})  # filters whose result depends on more than their arguments
+_BY_LOCALE = frozenset({"number", "date"})  # filters that look at the contact's locale
+_ALWAYS_NEW = frozenset({"address"})  # fields that no two recipients share: keeping their values is no use
 _STATEMENTS_WITH_EFFECT = (
     nodes.Assign, nodes.AssignBlock, nodes.Macro, nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends,
     nodes.Block, nodes.Scope, nodes.ScopedEvalContextModifier, nodes.ExprStmt,
@@ -51,7 +54,15 @@ class Island:
     index: int  # into the values that ``Islands.render`` returns
 
 
-Segment: TypeAlias = Static | TokenSlot | Island
+@dataclass(frozen=True, slots=True)
+class PureIsland:
+    """Depends on these fields of the contact, and on nothing else that differs between recipients."""
+
+    fields: tuple[str, ...]
+    render: Callable[[dict[str, Any]], str] = field(compare=False)
+
+
+Segment: TypeAlias = Static | TokenSlot | Island | PureIsland
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,16 @@ class Islands:
 
     def text(self, variables: dict[str, Any]) -> str:
         """The whole as text, for a template that was compiled without token slots."""
-        values = iter(self.render(variables))
-        return "".join(segment.text if isinstance(segment, Static) else next(values) for segment in self.segments)
+        values = self.render(variables)
+        out = []
+        for segment in self.segments:
+            if isinstance(segment, Static):
+                out.append(segment.text)
+            elif isinstance(segment, Island):
+                out.append(values[segment.index])
+            elif isinstance(segment, PureIsland):
+                out.append(segment.render(variables))
+        return "".join(out)
 
 
 @dataclass(frozen=True)
@@ -101,7 +120,12 @@ def compile_islands(
 
     def close() -> None:
         nonlocal count
-        if open_island:
+        if open_island and (fields := steady.fields(open_island)):
+            whole = nodes.Template(list(open_island), lineno=1)
+            whole.set_environment(language)
+            segments.append(PureIsland(fields, _whole(language, whole)))
+            open_island.clear()
+        elif open_island:
             if count:
                 body.append(nodes.Output([nodes.TemplateData(SEPARATOR)]))
             body.extend(open_island)
@@ -194,16 +218,37 @@ class _Steady:
         self.language = language
         self.constants = {name: value for name, value in constants.items() if name not in stored}
         self._changed = stored & language.globals.keys()
+        self._contact_changes = "contact" in stored
+
+    def fields(self, island: list[nodes.Node]) -> tuple[str, ...]:
+        """The contact's fields that an island is a function of; empty when it is one of something else too."""
+        whole = nodes.Template(island, lineno=1)
+        whole.set_environment(self.language)
+        if self._has_effect(whole) or find_undeclared_variables(whole) - self.constants.keys() != {"contact"}:
+            return ()
+        if self._contact_changes or any(part.attr == "attributes" for part in whole.find_all(nodes.Getattr)):
+            return ()  # contact.attributes.x need not be contact.x
+        if any(part.value == "attributes" for part in whole.find_all(nodes.Const)):
+            return ()
+        names = set(contact_fields(whole))
+        filters = {part.name for part in whole.find_all(nodes.Filter)}
+        if None in names or names & _ALWAYS_NEW or "random" in filters:
+            return ()
+        if filters & _BY_LOCALE:
+            names.add("locale")
+        return tuple(sorted(name for name in names if name is not None))
+
+    def _has_effect(self, whole: nodes.Template) -> bool:
+        if any(True for _ in whole.find_all(_STATEMENTS_WITH_EFFECT)):
+            return True
+        return bool(self._changed) and any(name.name in self._changed for name in whole.find_all(nodes.Name))
 
     def text(self, node: nodes.Node) -> str | None:
-        if isinstance(node, _STATEMENTS_WITH_EFFECT) or any(True for _ in node.find_all(_STATEMENTS_WITH_EFFECT)):
-            return None
-        if any(part.name in _UNSTEADY for part in node.find_all(nodes.Filter)):
-            return None
-        if self._changed and any(name.name in self._changed for name in node.find_all(nodes.Name)):
-            return None
+        """The text of what is the same for every recipient, else None."""
         whole = nodes.Template([node], lineno=1)
         whole.set_environment(self.language)
+        if self._has_effect(whole) or {part.name for part in whole.find_all(nodes.Filter)} & {"random", *_BY_LOCALE}:
+            return None
         if not find_undeclared_variables(whole) <= self.constants.keys():
             return None
         try:
@@ -212,6 +257,19 @@ class _Steady:
         except Exception:  # whatever it is: it is raised again for a recipient, where it is reported
             return None
         return None if SEPARATOR in text else text
+
+
+def _whole(language: TemplateLanguage, tree: nodes.Template) -> Callable[[dict[str, Any]], str]:
+    template = Template.from_code(language, language.compile(tree), {})
+    root, new_context = template.root_render_func, template.new_context
+
+    def render(variables: dict[str, Any]) -> str:
+        text = "".join(root(new_context(variables, shared=True)))
+        if SEPARATOR in text:
+            raise TemplateProblemError("the template made a NUL character")
+        return text
+
+    return render
 
 
 def _renderer(language: TemplateLanguage, tree: nodes.Template, count: int) -> Callable[[dict[str, Any]], list[str]]:

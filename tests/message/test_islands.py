@@ -35,6 +35,10 @@ EXPRESSION = st.sampled_from(
         "{{ link(3) }}",
         "{{ link(0)|upper }}",
         "{% set seen = contact.b %}",
+        "{% set contact = {'a': contact.b, 'b': 1, 'number': 1} %}",
+        "{{ contact.number|number }}{{ contact.locale }}",
+        "{{ contact.given_name }}{{ contact.attributes.given_name }}",
+        "{{ contact.flag }}",
         "{{ seen }}",
         "{# a remark #}",
         "{% raw %}{{ not.a.field }}{% endraw %}",
@@ -68,7 +72,7 @@ TEMPLATE = st.lists(
 PRODUCTS = [{"name": "Tent  & peg"}, {"name": ".dot"}]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEMPLATE, TEXT, TEXT, st.one_of(st.integers(-5, 5), st.floats(-5, 5)))
 @example("{{ contact.a }}\n{{ contact.b }}", "\r\n", ".\r\n.", 1)
 @example("a {{ contact.a }} .{{ contact.b }}.\n.", "x" * 100_000, "é. " * 30_000, 1.5)
@@ -76,23 +80,29 @@ PRODUCTS = [{"name": "Tent  & peg"}, {"name": ".dot"}]
 @example("{% for i in range(3) %}\n.{{ contact.a }}{% endfor %}", ".", "", 0)
 def test_every_template_with_every_value(template: str, a: str, b: str, number: float) -> None:
     made = bundle(html=template, text=template, subject="Sale", values={"products": PRODUCTS})
-    person = recipient(attributes={"a": a, "b": b, "number": number})
     build = builder(made)
-
-    built, rendered = build.build(person), build.render(person)
-
-    assert parts(built) == (rendered.text, rendered.html)
+    others = (  # values that are kept for one recipient must not reach another
+        recipient(attributes={"a": b, "b": a, "number": 1, "flag": 1, "given_name": "1"}, locale="de"),
+        recipient(attributes={"a": a, "b": b, "number": True, "flag": True, "given_name": "2"}, locale="en"),
+        recipient(attributes={"a": a, "b": b, "number": number, "flag": "1", "given_name": "2"}, locale="en"),
+        recipient(attributes={"a": a, "b": b, "number": number, "flag": False, "given_name": "3"}, locale="nb"),
+    )
+    for person in others:
+        built, rendered = build.build(person), build.render(person)
+        assert parts(built) == (rendered.text, rendered.html)
     assert b"\n." not in built.data
     assert built.data.endswith(b"\r\n")
     assert b"\r" not in built.data.replace(b"\r\n", b"")
     assert b"\n" not in built.data.replace(b"\r\n", b"")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(TEMPLATE, TEXT, TEXT)
 def test_every_template_verifies(template: str, a: str, b: str) -> None:
     made = bundle(html=template, text=template, subject="{{ contact.a }}", values={"products": PRODUCTS})
-    person = recipient(given_name=b, attributes={"a": a, "b": b, "number": 2})
+    person = recipient(
+        given_name=b, locale="en", attributes={"a": a, "b": b, "number": 2, "flag": True, "given_name": b}
+    )
 
     assert verifies(builder(made, signed=True).build(person).data)
 

@@ -1,4 +1,4 @@
-"""A campaign's templates become final ones: tags survive MJML and CSS, links are counted, nothing that it owes is missing."""
+"""Templates become final ones: tags survive MJML and CSS, links are counted, nothing that a mail owes is missing."""
 
 import re
 
@@ -75,7 +75,8 @@ def test_braces_in_urls_attributes_and_styles_are_not_encoded() -> None:
     html = html_of(
         "<style>p { color: {{ campaign.colour }}; } @media print{#menu{display:none}}</style>"
         + page(
-            '<p title="{{ contact.city }}" {% if 1 %}class="a"{% endif %}>x</p><a href="https://x.example/?c={{ contact.city }}&amp;d=1">y</a>'
+            '<p title="{{ contact.city }}" {% if 1 %}class="a"{% endif %}>x</p>'
+            '<a href="https://x.example/?c={{ contact.city }}&amp;d=1">y</a>'
         )
     )
 
@@ -212,9 +213,7 @@ def test_a_derived_text_part_has_no_preheader_and_keeps_conditions() -> None:
     )
 
     assert made.text_derived
-    assert rendered(made, vip=True)[0].split() == ["Hi", "VIP", "-", "One", "Leave"] + [
-        rendered(made, vip=True)[0].split()[-1]
-    ]
+    assert rendered(made, vip=True)[0].split()[:5] == ["Hi", "VIP", "-", "One", "Leave"]
     assert "VIP" not in rendered(made, vip=False)[0]
     assert "hidden line" not in rendered(made)[0]
 
