@@ -32,6 +32,11 @@ class AirflowApi:
             raise AirflowApiError(f"Airflow doesn't let {self.user} in: {token.status_code} {token.text[:200]}")
         self._client.headers["Authorization"] = f"Bearer {token.json()['access_token']}"
 
+    @property
+    def authorization(self) -> str:
+        """The header that says who we are."""
+        return str(self._client.headers["Authorization"])
+
     def close(self) -> None:
         self._client.close()
 
@@ -81,7 +86,7 @@ class AirflowApi:
         """One task's log as plain lines."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"
         lines = self._get(path, map_index=map_index, full_content=True)["content"]
-        return "\n".join(str(line.get("event", line)) if isinstance(line, dict) else str(line) for line in lines)
+        return "\n".join(_log_line(line) for line in lines)
 
     def question(self, dag_id: str, run_id: str, task_id: str = "approval") -> dict[str, Any] | None:
         """What a waiting task asks: ``subject``, ``body``, ``options``; None while it doesn't ask."""
@@ -144,6 +149,14 @@ class AirflowApi:
 
     def _get(self, path: str, **query: Any) -> dict[str, Any]:
         return _body(self._client.get(f"/api/v2{path}", params=query or None))
+
+
+def _log_line(line: Any) -> str:
+    """The event, and with an error its type and words."""
+    if not isinstance(line, dict):
+        return str(line)
+    errors = [f"{e.get('exc_type')}: {e.get('exc_value')}" for e in line.get("error_detail") or []]
+    return " | ".join([str(line.get("event", "")), *errors])
 
 
 def seconds_between(began: str, ended: str) -> float:

@@ -24,11 +24,7 @@ class Leaver:
 
 def letters(world: World) -> dict[str, mail.Received]:
     """The letters received, by normalised address."""
-    return {
-        normalise(message.recipient).normalised: message
-        for message in mail.received(world.maildir)
-        if message.send == LETTER
-    }
+    return {normalise(message.recipient).normalised: message for message in mail.received(world.maildir, LETTER)}
 
 
 def leave_in_mid_run(

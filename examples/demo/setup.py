@@ -67,7 +67,7 @@ def import_people(world: World, console: Console) -> None:
 
 def make_campaigns(console: Console) -> None:
     """Criteria and campaign files of ``examples/``."""
-    for criteria, folder in (("spring-shoppers", "spring-sale"), ("knitwear-friends", "welcome")):
+    for criteria, folder in (("spring-shoppers", "spring-sale"), ("regulars", "welcome")):
         shown = folder == "spring-sale"
         mailfleet(console, "criteria", "save", criteria, str(EXAMPLES / folder / "criteria.json"), show=shown)
     for folder in ("welcome", "summer-preview", "spring-sale"):
