@@ -1,4 +1,4 @@
-"""One recipient's message, built and signed: the hot path (docs/architecture.md, "The message").
+"""One recipient's message, built and signed: the hot path (docs/decisions/0401).
 
 What a recipient costs: one pass of the compiled template's islands, a token for each link, encoding of the values, one
 SHA-256 over the body, one RSA signature. Everything else was encoded and canonicalised when the builder was made.
