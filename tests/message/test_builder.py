@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from mailer_lib.message.builder import RenderError
 from mailer_lib.message.bundle import BundleVariant, Mailbox
 from mailer_lib.message.mime import clean
-from mailer_lib.tokens import TokenKind, verify, verify_verp
+from mailer_lib.tokens import (
+    Signer,
+    Token,
+    TokenKind,
+    send_token_key,
+    sign,
+    verify,
+    verify_verp,
+    verp_local_part,
+)
 from tests.message.world import DOMAIN, SEND_ID, TOKEN_KEY, builder, bundle, parts, read, recipient, verifies
 
 ANYTHING = st.text(st.one_of(st.sampled_from('\r\n\t\0 :<>"\\,;=?é😀\u2028'), st.characters()), max_size=80)
@@ -198,3 +207,12 @@ def test_the_dynamic_share_is_what_differs() -> None:
     made = builder(bundle(html="x" * 9000 + "{{ contact.given_name }}"))
 
     assert 0 < made.dynamic_share(recipient()) < 0.01
+
+
+@given(st.sampled_from(TokenKind), st.integers(0, 2**64 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 65535))
+def test_the_quick_signer_signs_the_same_tokens(kind: TokenKind, contact_id: int, key: bytes, link: int) -> None:
+    secret = send_token_key(TOKEN_KEY, SEND_ID)
+    quick = Signer(secret, SEND_ID)
+
+    assert quick.sign(kind, contact_id, key, link).decode() == sign(secret, Token(kind, SEND_ID, contact_id, key, link))
+    assert quick.verp_local_part(key) == verp_local_part(secret, SEND_ID, key)
