@@ -209,7 +209,9 @@ def test_the_dynamic_share_is_what_differs() -> None:
     assert 0 < made.dynamic_share(recipient()) < 0.01
 
 
-@given(st.sampled_from(TokenKind), st.integers(0, 2**64 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 65535))
+@given(
+    st.sampled_from(TokenKind), st.integers(0, 2**64 - 1), st.binary(min_size=16, max_size=16), st.integers(0, 65535)
+)
 def test_the_quick_signer_signs_the_same_tokens(kind: TokenKind, contact_id: int, key: bytes, link: int) -> None:
     secret = send_token_key(TOKEN_KEY, SEND_ID)
     quick = Signer(secret, SEND_ID)
