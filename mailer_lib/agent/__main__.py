@@ -45,7 +45,7 @@ def run_job(path: Path) -> ExitCode:
         filename=folder.log_path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     logging.captureWarnings(True)
-    gc.set_threshold(50_000, 20, 50)  # messages are freed by reference counts; cycles are rare
+    gc.set_threshold(5_000, 20, 50)  # messages are freed by reference counts; cycles are rare
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(_run(folder))

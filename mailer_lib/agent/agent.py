@@ -134,7 +134,6 @@ class Agent:
             self._poll()
             if not self._started and not self._settling:
                 self._started = True
-                gc.collect()
                 gc.freeze()  # templates and keys live as long as the agent: no need to look at them again
             self._steer()
             relay.tick()

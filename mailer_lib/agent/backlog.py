@@ -287,6 +287,7 @@ class Backlog:
             connected.log_inode,
             connected.log_offset,
             self._boot_id,
+            connected.t_ms,
         )
 
     def settled(self, lease: Lease, doubt: InDoubt, verdict: Verdict) -> None:

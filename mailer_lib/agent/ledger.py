@@ -216,6 +216,7 @@ class InDoubt(NamedTuple):
     log_inode: int
     log_offset: int
     boot_id: str
+    position_ms: int = 0  # when the MTA's log stood there
 
 
 class Waiting(NamedTuple):
@@ -323,6 +324,7 @@ class LedgerState:
             connected.log_inode if connected else 0,
             connected.log_offset if connected else 0,
             opened.boot_id if opened else "",
+            connected.t_ms if connected else 0,
         )
 
 

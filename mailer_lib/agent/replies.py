@@ -99,8 +99,6 @@ _BY_SUBJECT: dict[tuple[int, int], ReplyClass] = {
     (2, 0): ReplyClass.INACTIVE_MAILBOX,
     (2, 1): ReplyClass.INACTIVE_MAILBOX,
     (2, 2): ReplyClass.MAILBOX_FULL,
-    (2, 3): ReplyClass.TOO_LARGE,
-    (3, 4): ReplyClass.TOO_LARGE,
     (4, 4): ReplyClass.BAD_DOMAIN,
     (6, 0): ReplyClass.CONTENT,
 }
@@ -133,13 +131,15 @@ def _by_words(code: int, enhanced: str, text: str) -> ReplyClass | None:
     subject = _subject(enhanced)
     if code < 500 and _GREY.search(text):
         return ReplyClass.GREYLISTED
+    if subject in {(2, 3), (3, 4)}:
+        return ReplyClass.TOO_LARGE
     if _RATE.search(text) or subject in {(7, 28), (4, 5), (3, 2)}:
         return ReplyClass.RATE_LIMITED if code < 500 else ReplyClass.POLICY
     if _FULL.search(text) or subject == (2, 2):
         return ReplyClass.MAILBOX_FULL
     if code in {500, 501, 502, 503, 504, 530, 534, 535, 538} and subject[0] not in {1, 2}:
         return ReplyClass.PROTOCOL
-    if _LARGE.search(text) or subject in {(2, 3), (3, 4)}:
+    if _LARGE.search(text):
         return ReplyClass.TOO_LARGE
     if subject == (1, 1) and _UNKNOWN.search(text) and not re.search(r"block|spamhaus|reputation|rbl", text, re.I):
         return ReplyClass.UNKNOWN_MAILBOX  # "5.1.1 … access denied … user unknown": the code and the words agree
@@ -168,7 +168,7 @@ def _subject(enhanced: str) -> tuple[int, int]:
 
 
 _ADDRESS = re.compile(
-    r"""(?:"[^"@\s]{0,64}"|[^\s<>"'(),:;\[\]=@]{1,128})@(?:[^\s<>"'(),:;\[\]=@]{1,255}|\[[^\]\s]{1,64}\])"""
+    r"""(?:"[^"@\r\n]{0,64}"|[^\s<>"(),:;\[\]@]{1,128})@(?:[^\s<>"'(),:;\[\]=@]{1,255}|\[[^\]\s]{1,64}\])"""
 )
 _BARE_USER = re.compile(r"(?<=<)[^<>\s]{1,320}(?=>)")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{60,}")

@@ -8,43 +8,33 @@ The order is what makes it exact (measured on Exim 4.96; FACTS in docs/decisions
    the last dot comes after the record.)
 2. The spool's ``-H`` files, if the spool can be read: it is fsynced before the log line is written, so a killed MTA
    leaves messages behind that the log doesn't know.
-3. Every log from the position that the ledger recorded, rotated ones included.
+3. Every log from the position that the ledger recorded, rotated ones included (mta_log.py).
 
 Present is injected, wherever it was seen. Absent is *not injected* only when the logs have no gap since then and the
 machine has not rebooted (the log is never fsynced); anything else is *can't tell*.
 """
 
-import gzip
 import os
-import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 from mailer_lib.agent.ledger import InDoubt
+from mailer_lib.agent.mta_log import KEY, search_logs
 from mailer_lib.terms import MtaKind
 
 WAIT_S = 60.0  # for the MTA's process to end; it may still be receiving, or scanning what it received
 _POLL_S = 0.02
-_ROTATIONS = 60
-_CHUNK = 1 << 20
 _SPOOL_HEAD_BYTES = 64 * 1024
-# A line about a message in the spool: time, perhaps a zone and a pid, queue id, then what happened to it. Refusals
-# ("… F=<…> rejected after DATA") have no such mark.
-_LINE = re.compile(
-    rb"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})?(?: \[\d+\])? (\S+) (?:<=|=>|->|>>|\*>|\*\*|==) (.*)$"
-)
-_KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])", re.IGNORECASE)
-_SUBJECT = re.compile(rb' T="(?:[^"\\]|\\.)*"')
 
 
 @dataclass(frozen=True)
 class Injected:
     """The MTA has it, or had it."""
 
-    queue_id: str  # "" when its record doesn't say
+    queue_id: str
 
 
 @dataclass(frozen=True)
@@ -106,14 +96,16 @@ def settle(
     ports = {doubt.local_port for doubt in by_key.values() if doubt.local_port}
     still_open = _wait_for_sockets(ports, records.port, wait_s, clock, sleep)
     wanted = {key.hex().encode(): key for key in by_key}
-    found: dict[bytes, Injected] = {}
+    found: dict[bytes, str] = {}  # queue id by message key
     spool_error = ""
     if records.spool is not None:
         spool_error = _search_spool(records.spool, wanted, found)
-    gaps = _search_logs(records.log, by_key, wanted, found)
+    gaps = search_logs(records.log, list(by_key.values()), wanted, found)
     here = boot if boot is not None else boot_id()
     return {
-        key: found.get(key) or _absent(doubt, records, here, still_open, spool_error=spool_error, gap=gaps.get(key, ""))
+        key: Injected(found[key])
+        if key in found
+        else _absent(doubt, records, here, still_open, spool_error=spool_error, gap=gaps.get(key, ""))
         for key, doubt in by_key.items()
     }
 
@@ -183,7 +175,7 @@ def held_ports(table: str, mta_port: int) -> set[int]:
 # --- spool ------------------------------------------------------------------------------------------------------------
 
 
-def _search_spool(spool: Path, wanted: Mapping[bytes, bytes], found: dict[bytes, Injected]) -> str:
+def _search_spool(spool: Path, wanted: Mapping[bytes, bytes], found: dict[bytes, str]) -> str:
     """Look for keys in the headers of queued messages; returns why the spool couldn't be read, or ""."""
     folder = spool / "input"
     if not os.access(folder, os.R_OK | os.X_OK):
@@ -208,113 +200,8 @@ def _search_spool(spool: Path, wanted: Mapping[bytes, bytes], found: dict[bytes,
             except OSError as error:
                 note(error)
                 continue
-            for match in _KEY.finditer(head):
+            for match in KEY.finditer(head):
                 key = wanted.get(match[0].lower())
                 if key is not None:
-                    found.setdefault(key, Injected(name.removesuffix("-H")))
+                    found.setdefault(key, name.removesuffix("-H"))
     return problem
-
-
-# --- logs -------------------------------------------------------------------------------------------------------------
-
-
-def _search_logs(
-    log: Path | None, doubts: Mapping[bytes, InDoubt], wanted: Mapping[bytes, bytes], found: dict[bytes, Injected]
-) -> dict[bytes, str]:
-    """Look for keys from the earliest recorded position on; returns for which of them the logs have a gap, and why."""
-    if log is None:
-        return dict.fromkeys(doubts, "the MTA's log isn't configured")
-    positions = {(doubt.log_inode, doubt.log_offset) for doubt in doubts.values()}
-    inodes = {inode for inode, _ in positions}
-    gap_of: dict[int, str] = {}
-    try:
-        files = _log_files(log)
-        start = len(files)  # the oldest file that must be read
-        offsets: dict[int, int] = {}  # by index in files
-        for inode in inodes:
-            index = next((i for i, file in enumerate(files) if file.inode == inode), None)
-            offset = min(o for i, o in positions if i == inode)
-            gap_of[inode] = _gap(log, files, index, inode, max(o for i, o in positions if i == inode))
-            if index is None:
-                start, offsets = 0, dict.fromkeys(range(len(files)), 0)  # read it all: presence proves something anyway
-            else:
-                offsets[index] = min(offset, offsets.get(index, offset))
-                start = min(start, index)
-        for index, file in enumerate(files[start:], start):
-            offset = offsets.get(index, 0) if index == start else 0
-            problem = _scan(file.path, offset, wanted, found)
-            if problem:
-                gap_of = {inode: gap or problem for inode, gap in gap_of.items()}
-    except OSError as error:
-        return dict.fromkeys(doubts, f"the MTA's log {log} can't be read: {error.strerror}")
-    return {key: gap_of[doubt.log_inode] for key, doubt in doubts.items() if gap_of[doubt.log_inode]}
-
-
-@dataclass(frozen=True)
-class _LogFile:
-    path: Path
-    number: int  # 0 is the one being written
-    inode: int
-    size: int
-
-
-def _log_files(log: Path) -> list[_LogFile]:
-    """The log and its rotated predecessors, oldest first."""
-    files = []
-    for number in range(_ROTATIONS, -1, -1):
-        plain = log if number == 0 else log.with_name(f"{log.name}.{number}")
-        for path in (plain,) if number == 0 else (plain, plain.with_name(f"{plain.name}.gz")):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            files.append(_LogFile(path, number, stat.st_ino, stat.st_size))
-            break
-    return files
-
-
-def _gap(log: Path, files: list[_LogFile], index: int | None, inode: int, offset: int) -> str:
-    """Why the logs since (inode, offset) aren't whole, or ""."""
-    if inode == 0:
-        index = 0
-        if not files:
-            return f"the MTA's log {log} doesn't exist"
-    if index is None:
-        return f"the log that the MTA wrote then is no longer beside {log}"
-    if inode and files[index].size < offset:
-        return f"{files[index].path} is shorter than it was: it has been cut"
-    numbers = [file.number for file in files[index:]]
-    if numbers != list(range(numbers[0], -1, -1)):
-        return f"a log between {files[index].path} and {log} is missing"
-    return ""
-
-
-def _scan(path: Path, offset: int, wanted: Mapping[bytes, bytes], found: dict[bytes, Injected]) -> str:
-    """Look for keys in one log file; returns why it couldn't be read to its end, or ""."""
-    try:
-        with _opened(path) as file:
-            file.seek(offset)
-            for line in _lines_with_keys(file):
-                match = _LINE.match(line)
-                if match is None:
-                    continue
-                for hexkey in _KEY.findall(_SUBJECT.sub(b"", match[2])):
-                    key = wanted.get(hexkey.lower())
-                    if key is not None:
-                        found.setdefault(key, Injected(match[1].decode("ascii", "replace")))
-    except (OSError, EOFError) as error:
-        return f"the MTA's log {path} can't be read: {error}"
-    return ""
-
-
-def _opened(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _lines_with_keys(file: BinaryIO) -> Iterator[bytes]:
-    rest = b""
-    while chunk := file.read(_CHUNK):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
