@@ -66,6 +66,9 @@ class Channel(Protocol):
     def log_tail(self, lines: int = 12) -> list[str]:
         """The end of agent.log."""
 
+    def clear(self) -> None:
+        """Remove secrets and recipients; ledgers and log stay. Only when the job is over and no agent is alive."""
+
 
 @dataclass
 class LocalChannel:
@@ -164,7 +167,7 @@ class LocalChannel:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD)}
         with (self.folder / "agent.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self.python, "-m", "mailer_lib.agent", str(self.folder)],
+                [self.python, "-P", "-m", "mailer_lib.agent", str(self.folder)],  # -P: no module from the job folder
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -207,3 +210,10 @@ class LocalChannel:
                 return log.read().decode("utf-8", "replace").splitlines()[-lines:]
         except FileNotFoundError:
             return []
+
+    def clear(self) -> None:
+        if self.is_alive():
+            return
+        (self.folder / "secrets.json").unlink(missing_ok=True)
+        for shard in (self.folder / "shards").glob("*.parquet"):
+            shard.unlink(missing_ok=True)

@@ -440,9 +440,11 @@ class SlotRunner:
             hand_back(self.engine, tracker.lease)
 
     def _dismiss(self, view: View) -> None:
+        """The slot is through: its agent ends, and the job folder keeps neither secrets nor recipients."""
         if self.channel.is_alive():
             self._attach()
             self.keeper.end(lambda: self._push_control(view, complete=True))
+        self.channel.clear()
 
     def _end(self, state: SlotState, reason: str = "") -> SlotReport:
         with read(self.engine) as connection:

@@ -104,8 +104,11 @@ def holders(
     return sorted(working), sorted(gone)
 
 
-def worth_a_look(engine: Engine, send_id: int) -> bool:
-    """Whether an idle slot should call ``run_slot`` again: rows are free, or the send is over for it. Only reads."""
+def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED_AFTER) -> bool:
+    """Whether an idle slot should call ``run_slot`` again: rows are free, or the send is over for it. Only reads.
+
+    ``ended_after``: the ``patience`` of that call.
+    """
     with read(engine) as connection:
         send = connection.execute(
             select(sends.c.state, sends.c.control, sends.c.expires_at).where(sends.c.id == send_id)
@@ -125,7 +128,7 @@ def worth_a_look(engine: Engine, send_id: int) -> bool:
             return True
         if send.control == Control.PAUSE:
             return False
-        return ShardState.OPEN in states or not holders(connection, send_id)[0]
+        return ShardState.OPEN in states or not holders(connection, send_id, ended_after=ended_after)[0]
 
 
 def forget(engine: Engine, send_id: int) -> None:

@@ -1,6 +1,7 @@
 """A slot with a real agent and a real sink: everything granted is sent once, whoever dies in between."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -50,7 +51,8 @@ def test_a_slot_sends_every_row_once_and_the_books_balance(world: World, sink: S
     )
     assert received(sink) == 60
     assert not LocalChannel(job_folder(world, world.slot())).is_alive()
-    assert (job_folder(world, world.slot()) / "secrets.json").stat().st_mode & 0o777 == 0o600
+    assert not (job_folder(world, world.slot()) / "secrets.json").exists()
+    assert not list(job_folder(world, world.slot()).rglob("*.parquet"))
     again = run_slot(world.engine, world.settings, send_id, world.slot())
     assert again.state is SlotState.DONE
     assert received(sink) == 60
@@ -253,9 +255,27 @@ def test_losing_a_server_gives_its_rows_to_another_and_the_rest_is_unknown(world
     assert sent_by_first >= 10
 
 
-def test_an_idle_slot_says_who_has_the_rest_and_one_whose_holder_is_gone_ends(
+def test_a_slot_that_ended_with_rows_in_hand_does_not_keep_the_others_waiting_for_ever(
     sqlite_world: World, sink: SinkProcess
 ) -> None:
+    world = sqlite_world
+    equip(world, sink)
+    send_id = ready_send(world, [200, 20], pace_per_s=20.0)
+    first = Running(world, send_id, world.slot(0))
+    first.until(lambda said: said.settled > 0)
+    first.stop.set()
+    assert first.report().state is SlotState.LEFT
+    control.set_pace(world.engine, "spring-sale#1", None, "ann")
+    second = run_slot(world.engine, world.settings, send_id, world.slot(1), patience=timedelta(0))
+    assert second.state is SlotState.STRANDED
+    assert "local-1.0, which ended; trigger the send again" in second.reason
+    assert second.injected > 0  # it took what the first had not been granted
+    assert run_slot(world.engine, world.settings, send_id, world.slot(0)).state is SlotState.DONE
+    assert received(sink) == 220
+    assert balance(world.engine, world.settings, send_id).balanced
+
+
+def test_an_idle_slot_says_who_has_the_rest(sqlite_world: World, sink: SinkProcess) -> None:
     world = sqlite_world
     equip(world, sink)
     send_id = ready_send(world, [100], pace_per_s=20.0)
@@ -270,11 +290,17 @@ def test_an_idle_slot_says_who_has_the_rest_and_one_whose_holder_is_gone_ends(
     first.report()
 
 
-def test_identity_key_is_not_in_the_job_folder(sqlite_world: World, sink: SinkProcess) -> None:
+def test_the_job_folder_holds_the_keys_of_this_send_only_and_no_address_in_logs(
+    sqlite_world: World, sink: SinkProcess
+) -> None:
     world = sqlite_world
     equip(world, sink)
-    send_id = ready_send(world, [4])
-    run_slot(world.engine, world.settings, send_id, world.slot())
+    send_id = ready_send(world, [100], pace_per_s=20.0)
+    slot = Running(world, send_id, world.slot())
+    slot.until(lambda said: said.settled > 0)
+    slot.stop.set()
+    slot.report()
+    assert (job_folder(world, world.slot()) / "secrets.json").stat().st_mode & 0o777 == 0o600
     identity: IdentityKey = world.settings.identity()
     for path in job_folder(world, world.slot()).rglob("*"):
         if path.is_file():
