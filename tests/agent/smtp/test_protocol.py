@@ -411,6 +411,7 @@ class Model:
                     content, self.buffer = self.buffer[: end + 2], self.buffer[end + 5 :]
                 else:
                     return
+                assert self.pipelining or not self.buffer, "pipelined although it wasn't offered"
                 self.in_data = False
                 self.took(content)
             else:
