@@ -1,7 +1,10 @@
 """A whole send by the shipped commands: import, criteria, campaign, send, books; on one machine, without Airflow."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -299,6 +302,28 @@ def test_a_stopped_send_books_the_rest_as_cancelled_and_a_new_trigger_sends_it(s
     shop.must("send", "start", "hello", "--yes")
     assert len(set(shop.received())) == len(shop.received()) == PEOPLE
     assert shop.books()["injected"] == PEOPLE
+
+
+def test_a_killed_command_is_started_again_and_goes_on_with_the_agents_that_outlived_it(shop: Shop) -> None:
+    shop.campaign("pace_per_s: 12")
+    command = [sys.executable, "-m", "mailer_lib.cli", "send", "start", "hello", "--yes"]
+    with (shop.folder / "first.log").open("wb") as log:
+        first = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        while len(shop.received()) < 5:
+            assert first.poll() is None, (shop.folder / "first.log").read_text()
+            time.sleep(0.05)
+    finally:
+        first.kill()
+        first.wait()
+    with write(shop.engine) as connection:
+        connection.execute(sends.update().values(pace_per_s=None))
+    again = shop.mailfleet("send", "start", "hello", "--no-approval")
+    assert again.code == 0, again.stderr
+    assert "phase 1, going on" in again.stderr
+    books = shop.books()
+    assert (books["injected"], books["unknown"], books["duplicates"], books["phases"]) == (PEOPLE, 0, 0, 1)
+    assert len(shop.received()) == len(set(shop.received())) == PEOPLE
 
 
 def test_an_approval_is_void_when_the_message_changes_meanwhile(shop: Shop) -> None:
