@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 from mailer_lib.message.builder import MessageBuilder  # noqa: E402
 from mailer_lib.message.bundle import Bundle  # noqa: E402
 from mailer_lib.message.campaign import load_campaign  # noqa: E402
-from mailer_lib.message.recipient import Recipient  # noqa: E402
 from mailer_lib.message.templates import compile_campaign  # noqa: E402
+from mailer_lib.shard.recipient import Recipient  # noqa: E402
 
 ROUNDS = 5
 GIVEN = ("Ann", "Änne", "Ole", "Ingrid", "José", "Mia", "Lars", "Zoë", "Per", "Kari", "François", "Jörg")

@@ -1,6 +1,5 @@
 """Job folders made directly, without a database: what tests of the agent and the dispatch benchmark hand to it."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from mailer_lib.agent.job import ControlFile, Job, LeaseGrant, Limits, Secrets, 
 from mailer_lib.agent.ledger import LedgerState
 from mailer_lib.identity import IdentityKey, message_key
 from mailer_lib.message.bundle import Bundle, BundleVariant, Mailbox
-from mailer_lib.message.recipient import Recipient
-from mailer_lib.message.shards import shard_schema, write_shard
+from mailer_lib.shard.files import shard_schema, write_shard
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import AttributeType, Control, MtaKind, Outcome
 from mailer_lib.tokens import send_token_key
 
@@ -100,7 +99,7 @@ class JobBuilder:
     leases: list[LeaseGrant] = field(default_factory=list)
     generation: int = 0
     rows: list[Recipient] = field(default_factory=list)
-    signed: bool = True
+    password: str | None = None
 
     def write(self, **job: object) -> "JobBuilder":
         for name in ("shards", "ledgers"):
@@ -115,9 +114,11 @@ class JobBuilder:
             **job,  # type: ignore[arg-type]
         ).store(self.path / "job.json")
         (self.path / "message.json").write_bytes(self.bundle.dump())
-        Secrets(dkim_key_pem=dkim_key_pem(), token_key=send_token_key(TOKEN_KEY, SEND_ID).hex()).store(
-            self.path / "secrets.json", 0o600
-        )
+        Secrets(
+            dkim_key_pem=dkim_key_pem(),
+            token_key=send_token_key(TOKEN_KEY, SEND_ID).hex(),
+            smtp_password=self.password,
+        ).store(self.path / "secrets.json", 0o600)
         return self
 
     def add_shard(
@@ -233,7 +234,3 @@ def message_ids(maildir: Path) -> list[str]:
                         keys.append(line.split(b"<")[1][:32].decode())
                         break
     return keys
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -28,7 +28,7 @@ from mailer_lib.agent.relay import Doubts, Relay
 from mailer_lib.agent.settle import MtaRecords, Verdict, boot_id, log_position, settle
 from mailer_lib.agent.suppressions import LateSuppressions
 from mailer_lib.message.builder import MessageBuilder
-from mailer_lib.message.shards import ShardError
+from mailer_lib.shard.files import ShardError
 from mailer_lib.terms import Control, Outcome
 
 TICK_S = 0.1

@@ -25,7 +25,7 @@ from mailer_lib.agent.smtp.protocol import Envelope, Stage
 from mailer_lib.agent.smtp.replies import Reply
 from mailer_lib.agent.suppressions import LateSuppressions
 from mailer_lib.message.builder import BuiltMessage, RenderError
-from mailer_lib.message.recipient import Recipient
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import Outcome
 
 HELD_BACK_MAX = 10_000  # rows that stepped aside; then no new rows are looked at

@@ -8,8 +8,8 @@ from pathlib import Path
 from mailer_lib.agent.folder import JobError
 from mailer_lib.agent.job import LeaseGrant
 from mailer_lib.agent.ledger import Connected, Header, InDoubt, LedgerWriter, Opened
-from mailer_lib.message.recipient import Recipient
-from mailer_lib.message.shards import read_shard
+from mailer_lib.shard.files import read_shard
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import Outcome
 
 

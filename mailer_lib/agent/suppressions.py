@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mailer_lib.message.recipient import Recipient
+from mailer_lib.shard.recipient import Recipient
 
 _HASH = re.compile(rb"[0-9a-f]{32}")
 

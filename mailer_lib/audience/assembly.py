@@ -23,8 +23,8 @@ from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
 from mailer_lib.audience.ranges import RangeDone, RunFile, people_schema, range_folder, read_done, shard_numbers
 from mailer_lib.database.engine import now
 from mailer_lib.identity import message_key
-from mailer_lib.message.shards import shard_schema, write_parquet, write_shard
 from mailer_lib.settings import Settings
+from mailer_lib.shard.files import shard_schema, write_parquet, write_shard
 from mailer_lib.terms import ExclusionReason
 
 MAX_SHARD_ROWS = 5000  # of a lease; docs/architecture.md

@@ -21,7 +21,7 @@ from enum import StrEnum
 from sqlalchemy import Connection, select
 
 from mailer_lib.database.schema import attribute_types, lists
-from mailer_lib.message.recipient import ATTRIBUTE_PREFIX
+from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
 from mailer_lib.terms import AttributeType
 
 _ATTRIBUTE_KEY = re.compile(r"[\w][\w.-]{0,63}")

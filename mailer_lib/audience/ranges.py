@@ -36,9 +36,9 @@ from mailer_lib.contacts.address import AddressError, normalise
 from mailer_lib.contacts.providers import provider_of
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import contacts, domain_suppressions, seed_addresses
-from mailer_lib.message.recipient import ATTRIBUTE_PREFIX
-from mailer_lib.message.shards import shard_schema
 from mailer_lib.settings import Settings
+from mailer_lib.shard.files import shard_schema
+from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
 from mailer_lib.terms import AttributeType, ExclusionReason
 
 FETCH_ROWS = 4096

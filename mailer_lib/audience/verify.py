@@ -14,7 +14,7 @@ from mailer_lib.audience.files import sha256_of
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, column_of
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.plan import SnapshotError
-from mailer_lib.message.shards import ShardError, shard_table
+from mailer_lib.shard.files import ShardError, shard_table
 from mailer_lib.terms import ExclusionReason
 
 _HASH = np.dtype("V16")

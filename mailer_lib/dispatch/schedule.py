@@ -100,7 +100,7 @@ def expire_overdue(engine: Engine, now: datetime) -> list[str]:
     Returns a sentence for each.
     """
     sentences = [_expire_slot(engine, one, now) for one in _look(engine, now) if one.too_late]
-    return sentences + _expire_waiting(engine, now)
+    return [*sentences, *_expire_waiting(engine, now)]
 
 
 def _look(engine: Engine, now: datetime) -> list[Due]:

@@ -22,7 +22,7 @@ from mailer_lib.message.dkim import OVER_SIGNED, DkimSigner
 from mailer_lib.message.headers import HeaderBlock
 from mailer_lib.message.islands import TemplateProblemError, UrlForm
 from mailer_lib.message.language import Fields, TemplateLanguage
-from mailer_lib.message.recipient import Recipient
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.tokens import TokenKind
 
 MAX_BODY_BYTES = 1_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from mailer_lib.message.recipient import AttributeValue
+from mailer_lib.shard.recipient import AttributeValue
 
 FORMAT = 1
 

@@ -31,8 +31,8 @@ from mailer_lib.database.engine import now, write
 from mailer_lib.database.schema import campaigns, templates
 from mailer_lib.fleet import domains, pools
 from mailer_lib.message.bundle import Mailbox
-from mailer_lib.message.recipient import AttributeValue
 from mailer_lib.settings import Settings
+from mailer_lib.shard.recipient import AttributeValue
 from mailer_lib.terms import TemplateKind
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")

@@ -34,10 +34,10 @@ from mailer_lib.message.findings import Finding, error, info, warning
 from mailer_lib.message.islands import TemplateProblemError
 from mailer_lib.message.merge import MergeFields, merge_fields
 from mailer_lib.message.preview import as_recipient
-from mailer_lib.message.recipient import Recipient
 from mailer_lib.message.templates import compile_campaign
 from mailer_lib.secret_refs import SecretRefError
 from mailer_lib.settings import Settings
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import AttributeType, FindingLevel, SendMode, SubscriptionState
 
 GMAIL_CLIPS_BYTES = 102 * 1024

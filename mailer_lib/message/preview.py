@@ -12,8 +12,8 @@ from mailer_lib.message.builder import MessageBuilder
 from mailer_lib.message.bundle import Bundle
 from mailer_lib.message.campaign import Campaign, CampaignError, get_campaign
 from mailer_lib.message.compile import make_bundle
-from mailer_lib.message.recipient import Recipient
 from mailer_lib.settings import Settings
+from mailer_lib.shard.recipient import Recipient
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine, select
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import campaigns, contacts, lists, send_links, sends, shards, snapshots
 from mailer_lib.identity import message_key
-from mailer_lib.message.recipient import Recipient
 from mailer_lib.settings import Settings
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import SnapshotState
 from mailer_lib.tokens import Token
 
@@ -101,7 +101,7 @@ def _shard_files(connection: Connection, send_id: int) -> list[_ShardFile]:
 
 
 def _first(settings: Settings, files: list[_ShardFile], wanted: Callable[[Recipient], bool]) -> Recipient | None:
-    from mailer_lib.message.shards import ShardError, read_shard
+    from mailer_lib.shard.files import ShardError, read_shard
 
     for file in files:
         try:

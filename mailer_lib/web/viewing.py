@@ -17,8 +17,8 @@ from mailer_lib.message.bundle import Bundle
 from mailer_lib.message.campaign import CampaignError
 from mailer_lib.message.compile import load_bundle
 from mailer_lib.message.preview import Preview, render_preview
-from mailer_lib.message.recipient import Recipient
 from mailer_lib.settings import Settings
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.tokens import TokenKind, send_token_key
 from mailer_lib.web import pages
 from mailer_lib.web.doors import doors, texts

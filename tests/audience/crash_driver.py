@@ -23,8 +23,8 @@ from mailer_lib.audience import snapshot
 from mailer_lib.audience.snapshot import build, plan_snapshot
 from mailer_lib.audience.verify import verify
 from mailer_lib.database.engine import open_engine
-from mailer_lib.message.shards import shard_table
 from mailer_lib.settings import load_settings
+from mailer_lib.shard.files import shard_table
 
 
 def run(send_id: int, rules: Any, list_id: int, kill_at: int = 0) -> None:

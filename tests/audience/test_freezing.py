@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mailer_lib.audience.freezing import FrozenShard, freeze, interleave, variant_of
 from mailer_lib.audience.ranges import people_schema
 from mailer_lib.identity import IdentityKey, message_key
-from mailer_lib.message.shards import shard_schema
+from mailer_lib.shard.files import shard_schema
 from mailer_lib.terms import ExclusionReason
 
 KEY = IdentityKey(b"k" * 32)

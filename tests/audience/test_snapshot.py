@@ -29,8 +29,8 @@ from mailer_lib.contacts import consent
 from mailer_lib.database.engine import write
 from mailer_lib.database.schema import contacts, seed_addresses, shards, snapshots, subscriptions
 from mailer_lib.identity import message_key
-from mailer_lib.message.recipient import Recipient
-from mailer_lib.message.shards import read_shard
+from mailer_lib.shard.files import read_shard
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import ExclusionReason, ShardState, SuppressionReason
 from tests.audience.world import EVERYBODY, LONG_AGO, ON_THE_LIST, World, rule
 
@@ -470,7 +470,7 @@ def test_verify_tells_what_was_changed(sqlite_world: World) -> None:
 
 def test_verify_finds_somebody_twice_and_somebody_in_and_out(sqlite_world: World) -> None:
     from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
-    from mailer_lib.message.shards import shard_table, write_parquet, write_shard
+    from mailer_lib.shard.files import shard_table, write_parquet, write_shard
 
     many(sqlite_world, 30)
     left = sqlite_world.add("left@example.org", state="pending")

@@ -24,8 +24,8 @@ from mailer_lib.database.schema import (
 from mailer_lib.dispatch.plan import Slot
 from mailer_lib.identity import message_key
 from mailer_lib.message.campaign import Campaign
-from mailer_lib.message.shards import shard_schema, write_shard
 from mailer_lib.settings import Settings
+from mailer_lib.shard.files import shard_schema, write_shard
 from mailer_lib.terms import Control, SendMode, SendState, ServerState, ShardState, SnapshotState
 
 PROVIDERS = ("gmail", "outlook", "yahoo", "other")

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from mailer_lib.message.builder import BuiltMessage, MessageBuilder
 from mailer_lib.message.bundle import Bundle, BundleVariant, Mailbox
 from mailer_lib.message.dkim import DkimSigner
-from mailer_lib.message.recipient import Recipient
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.tokens import send_token_key
 
 TOKEN_KEY = bytes(range(32))

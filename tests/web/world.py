@@ -25,8 +25,8 @@ from mailer_lib.database.schema import (
 )
 from mailer_lib.identity import message_key
 from mailer_lib.message.bundle import Bundle, BundleVariant, Mailbox
-from mailer_lib.message.shards import shard_schema, write_shard
 from mailer_lib.settings import Settings
+from mailer_lib.shard.files import shard_schema, write_shard
 from mailer_lib.tokens import Token, TokenKind
 
 LINKS = {1: "https://shop.example/tent?a=1&b=2", 2: "javascript:alert(1)", 3: "ftp://files.example/x"}

@@ -12,7 +12,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mailer_lib.message.recipient import ATTRIBUTE_PREFIX, SHARD_COLUMNS, Recipient
+from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX, SHARD_COLUMNS, Recipient
 from mailer_lib.terms import AttributeType
 
 _Read = TypeVar("_Read")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer_lib.message.recipient import Recipient
-from mailer_lib.message.shards import ShardError, read_shard, shard_schema, shard_table, write_shard
+from mailer_lib.shard.files import ShardError, read_shard, shard_schema, shard_table, write_shard
+from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import AttributeType
 
 ATTRIBUTES = {
