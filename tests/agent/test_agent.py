@@ -200,11 +200,8 @@ def test_an_mta_that_dies_and_comes_back_gets_each_message_once(tmp_path: Path) 
             assert agent.wait(60) == ExitCode.DONE, job.log()
             received = Counter(message_ids(sink.maildir))
     assert Counter(job.outcomes().values()) == {Outcome.INJECTED: 600}
-    assert received.total() - len(received) == 0 or all(
-        # stored and never logged, because the sink died in between: RFC 1047's case, between sink and its own record
-        times <= 2
-        for times in received.values()
-    )
+    # Stored, and killed before the line in its log: the sink's own doubt (RFC 1047), at most one for each connection
+    assert received.total() <= 600 + 4
     assert set(received) == job.injected_keys()
 
 

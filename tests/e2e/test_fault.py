@@ -5,6 +5,7 @@ Separate processes, the shipped command, real signals. What was received is coun
 
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_thirty_kills_lose_nobody_and_mail_nobody_twice(tmp_path: Path) -> None:
         for kill in range(KILLS):
             agent = job.start()
             target = (kill + 1) * ROWS * 0.9 / KILLS  # settled rows at which this kill strikes
-            _wait_until(lambda: _settled(job) >= target or agent.poll() is not None, 60)
+            _wait_for(job, agent, target)
             time.sleep(moments.random() * 0.05)
             agent.send_signal(signal.SIGKILL)
             assert agent.wait() == -signal.SIGKILL, job.log()
@@ -58,8 +59,7 @@ def test_thirty_kills_lose_nobody_and_mail_nobody_twice(tmp_path: Path) -> None:
         received = Counter(message_ids(sink.maildir))
         outcomes = Counter(job.outcomes().values())
         verdicts = Counter(line.rpartition(": ")[2] for line in job.log().splitlines() if " message " in line)
-        print(f"verdicts {dict(verdicts)}")
-        print(f"kills {KILLS}, rows in doubt {doubts}, outcomes {dict(outcomes)}, received {received.total()}")
+        print(f"{KILLS} kills, {doubts} rows in doubt, verdicts {dict(verdicts)}, outcomes {dict(outcomes)}")  # noqa: T201
         assert doubts >= KILLS
         assert verdicts["Injected"] and verdicts["NotInjected"]  # both kinds were met
         assert not any(state.in_doubt for state in states.values())
@@ -75,8 +75,8 @@ def _settled(job: JobBuilder) -> int:
     return sum(path.read_bytes().count(b"\nO\t") for path in (job.path / "ledgers").glob("*.ledger"))
 
 
-def _wait_until(condition: object, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
+def _wait_for(job: JobBuilder, agent: "subprocess.Popen[bytes]", target: float) -> None:
+    deadline = time.monotonic() + 60
+    while _settled(job) < target and agent.poll() is None:
         assert time.monotonic() < deadline, "the agent makes no progress"
         time.sleep(0.01)
