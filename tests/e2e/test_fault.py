@@ -59,7 +59,7 @@ def test_thirty_kills_lose_nobody_and_mail_nobody_twice(tmp_path: Path) -> None:
         received = Counter(message_ids(sink.maildir))
         outcomes = Counter(job.outcomes().values())
         verdicts = Counter(line.rpartition(": ")[2] for line in job.log().splitlines() if " message " in line)
-        print(f"{KILLS} kills, {doubts} rows in doubt, verdicts {dict(verdicts)}, outcomes {dict(outcomes)}")  # noqa: T201
+        print(f"{KILLS} kills, {doubts} rows in doubt, verdicts {dict(verdicts)}, outcomes {dict(outcomes)}")
         assert doubts >= KILLS
         assert verdicts["Injected"] and verdicts["NotInjected"]  # both kinds were met
         assert not any(state.in_doubt for state in states.values())
