@@ -45,6 +45,7 @@ class World:
     """Everything the demo needs to find, the same in each run of it."""
 
     root: Path
+    shard_rows: int = 1000
 
     @property
     def home(self) -> Path:
@@ -95,7 +96,7 @@ class World:
             "MAILFLEET_HOME": str(self.home),
             "MAILFLEET_PUBLIC_URL": self.serve_url,
             "MAILFLEET_SERVE_PORT": str(self.ports["serve"]),
-            "MAILFLEET_SHARD_ROWS": "1000",
+            "MAILFLEET_SHARD_ROWS": str(self.shard_rows),
             "MAILFLEET_LOG_LEVEL": "WARNING",
         }
 

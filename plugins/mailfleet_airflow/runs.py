@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 log = logging.getLogger(__name__)
 _PREFIX = "airflow:"
@@ -53,6 +55,15 @@ def failed_tasks(ti: Any, *, but: tuple[str, ...]) -> list[str]:
     """
     states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
     return sorted(name for name, state in states.items() if state == "failed" and re.sub(r"_\d+$", "", name) not in but)
+
+
+@contextmanager
+def not_retried(*kinds: type[Exception]) -> Iterator[None]:
+    """What is wrong with the campaign, or with what was asked for, is said once: another try would find the same."""
+    try:
+        yield
+    except kinds as error:
+        raise AirflowFailException(str(error)) from error
 
 
 def note_failure(context: Any) -> None:

@@ -70,7 +70,7 @@ def test_parsing_needs_neither_a_usable_home_nor_a_network(tmp_path, capsys):
     assert set(result["dags"]) == EXPECTED
     assert result["engines"] == [], "a DAG file imports the database or pandas while it is parsed"
     with capsys.disabled():
-        print(f" [all DAGs parsed in {result['seconds']:.2f} s]", end="")  # noqa: T201
+        print(f" [all DAGs parsed in {result['seconds']:.2f} s]", end="")
 
 
 def test_the_doc_is_the_files_docstring_and_says_how_to_use_stop_and_recover(one):
@@ -128,6 +128,6 @@ def test_the_last_task_always_runs_and_decides(dagbag):
     assert last.trigger_rule == TriggerRule.ALL_DONE
 
 
-def test_a_dag_file_fits_on_two_or_three_screens(one):
+def test_a_dag_file_fits_on_two_screens_after_its_page(one):
     code = Path(one.fileloc).read_text().split('"""', 2)[2]
-    assert len(code.splitlines()) <= 190
+    assert len(code.splitlines()) <= 110
