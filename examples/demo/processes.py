@@ -62,6 +62,10 @@ class Processes:
         self._store(marker, [*started, one])
         return one
 
+    def adopt_children(self) -> None:
+        """What this process starts from now on, by whatever means, is ours too."""
+        os.environ[MARKER] = self._load()[0]
+
     def first_dead(self) -> str | None:
         """Name of the first started process that has ended, if any."""
         for one in self._load()[1]:

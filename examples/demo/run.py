@@ -59,7 +59,7 @@ class Demo:
             stack.callback(world.stack.stop)
             console.print(f"  {world.stack.url}, log-in in {world.stack.login_file}", style="dim", soft_wrap=True)
 
-            self.title("A shop's export: 20,000 made-up people, with everything that goes wrong in one")
+            self.title(f"A shop's export: {world.people:,} made-up people, with everything that goes wrong in one")
             setup.generate(world, console)
             self.title("An installation: keys, database, list, attributes, sending domain, three dispatch servers")
             setup.set_up(world, console)

@@ -24,6 +24,7 @@ def start_services(world: World) -> None:
     services.start("sink", python_module("sink", "serve", "--name", SINK, *listen), env, cwd=PROJECT)
     services.start("inbox", python_module("sink", "inbox", "--port", str(world.ports["inbox"])), env, cwd=PROJECT)
     services.start("serve", python_module("serve"), env, cwd=PROJECT)
+    services.adopt_children()  # agents of `mailfleet send start`
     _wait(world, "sink", lambda: _listens(world.ports["smtp-1"]))
     _wait(world, "serve", lambda: _answers(world.serve_url))
     _wait(world, "inbox", lambda: _answers(world.inbox_url))

@@ -9,7 +9,6 @@ from examples.demo.world import (
     EXAMPLES,
     LIST,
     LIST_TITLE,
-    PEOPLE,
     POOL,
     RETURN_PATH,
     SEED_LIST,
@@ -19,12 +18,12 @@ from examples.demo.world import (
 )
 
 
-def generate(world: World, console: Console, people: int = PEOPLE) -> None:
+def generate(world: World, console: Console) -> None:
     """The shop's exports: made up, the same in each run."""
     from examples.generate_contacts import generate as make_files
 
     if not (world.data / "suppressed.csv").exists():
-        rows = make_files(world.data, people)
+        rows = make_files(world.data, world.people)
         console.print("  " + ", ".join(f"{name} {count:,}" for name, count in rows.items()), style="dim")
 
 

@@ -45,7 +45,12 @@ class World:
     """Everything the demo needs to find, the same in each run of it."""
 
     root: Path
-    shard_rows: int = 1000
+    people: int = PEOPLE
+
+    @property
+    def shard_rows(self) -> int:
+        """Small, so that three servers have several shards each, and somebody's turn comes late."""
+        return max(10, self.people // 20)
 
     @property
     def home(self) -> Path:
@@ -123,5 +128,6 @@ class World:
 
 
 def demo_world() -> World:
-    """The world of `make demo`, below the checkout; elsewhere with MAILFLEET_DEMO."""
-    return World(Path(os.environ.get("MAILFLEET_DEMO") or PROJECT / ".demo").absolute())
+    """The world of `make demo`, below the checkout; MAILFLEET_DEMO and MAILFLEET_DEMO_PEOPLE move or shrink it."""
+    root = Path(os.environ.get("MAILFLEET_DEMO") or PROJECT / ".demo").absolute()
+    return World(root, int(os.environ.get("MAILFLEET_DEMO_PEOPLE", PEOPLE)))

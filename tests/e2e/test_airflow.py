@@ -111,7 +111,7 @@ class House:
 def house(tmp_path_factory):
     pytest.importorskip("airflow")
     before = dict(os.environ)
-    world = World(tmp_path_factory.mktemp("airflow"), shard_rows=25)
+    world = World(tmp_path_factory.mktemp("airflow"), people=500)
     world.adopt()
     try:
         world.stack.prepare()
