@@ -100,7 +100,8 @@ class Processes:
             if child.poll() is None:
                 child.wait(timeout=KILL_WAIT_S)
         self._children.clear()
-        self._file.unlink(missing_ok=True)
+        if not self.alive():  # else the registry is kept, for another try and for whoever asks who is left
+            self._file.unlink(missing_ok=True)
 
     def _gone(self, wait_s: float) -> bool:
         deadline = time.monotonic() + wait_s
