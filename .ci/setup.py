@@ -115,8 +115,6 @@ def main() -> None:
         file.flush()
         print(f"setup: installing {LOCKS[kind]}", flush=True)
         arguments = ["pip", "install", "-q", "--python", str(VENV), "--require-hashes", "-r", file.name]
-        if kind == "demo":
-            arguments += ["--only-binary", ":all:"]
         if not run(*tool, *arguments):
             stop(f"could not install {LOCKS[kind]}; the lines above say why")
     if not run(*tool, "pip", "install", "-q", "--python", str(VENV), "--no-deps", "-e", "."):
