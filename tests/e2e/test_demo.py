@@ -16,7 +16,7 @@ from examples.demo.world import World
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.airflow,
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(900),
     pytest.mark.xdist_group("airflow"),
 ]
 PEOPLE = 3000
@@ -37,7 +37,7 @@ def _module(folder, name: str) -> subprocess.CompletedProcess[str]:
     environment |= {"MAILFLEET_DEMO": str(folder), "MAILFLEET_DEMO_PEOPLE": str(PEOPLE)}
     command = [sys.executable, "-m", f"examples.demo.{name}"]
     return subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=800, check=False
     )
 
 
