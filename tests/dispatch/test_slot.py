@@ -16,7 +16,7 @@ from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.central_ledger import write_off
 from mailer_lib.dispatch.channel import LocalChannel
 from mailer_lib.dispatch.loss import lose_server
-from mailer_lib.dispatch.slot import SlotState, run_slot
+from mailer_lib.dispatch.slot import SlotProgress, SlotState, run_slot
 from mailer_lib.dispatch.slot_report import worth_a_look
 from mailer_lib.identity import IdentityKey
 from mailer_lib.sink.process import SinkProcess, start
@@ -167,9 +167,15 @@ def test_a_killed_agent_is_started_again_and_nobody_gets_it_twice(world: World, 
     send_id = ready_send(world, [150], pace_per_s=60.0)
     slot = Running(world, send_id, world.slot())
     channel = LocalChannel(job_folder(world, world.slot()))
-    pids = set()
+    pids: set[int] = set()
+
+    def at_work(said: SlotProgress, settled: int) -> bool:
+        """So much is settled, and status.json is that of an agent which has not been killed yet."""
+        status = channel.status()
+        return said.settled >= settled and status is not None and status.pid not in pids
+
     for settled in (10, 50):
-        slot.until(lambda said, wanted=settled: said.settled >= wanted)
+        slot.until(lambda said, wanted=settled: at_work(said, wanted))
         status = channel.status()
         assert status is not None
         pids.add(status.pid)
