@@ -1,6 +1,5 @@
 """``mailfleet campaign``: create, show, preview, pre-flight."""
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +33,7 @@ def create(
 
 @app.command()
 def show(name: Name) -> None:
-    """What a campaign is, and a link to Airflow with the trigger form filled in."""
+    """What a campaign is, and a link to the filled-in form in Airflow."""
     from mailer_lib.database.engine import read
     from mailer_lib.message.campaign import get_campaign
     from mailer_lib.message.merge import merge_fields
@@ -71,8 +70,7 @@ def show(name: Name) -> None:
             table.add_row(label, value)
     output = console()
     output.print(table, markup=False)
-    page, conf = trigger_form(campaign.name, approval=campaign.approval.required)
-    typer.echo(f"trigger: {page}\n  with: {conf}")
+    typer.echo(f"trigger: {trigger_link(campaign.name, approval=campaign.approval.required)}")
 
 
 @app.command("list")
@@ -146,15 +144,14 @@ def preflight(
         raise typer.Exit(FAILED)
 
 
-def trigger_form(campaign: str, *, edition: str = "1", approval: bool = True) -> tuple[str, str]:
-    """(page of the DAG ``campaign_send``, the form's JSON), in the Airflow of ``AIRFLOW__API__BASE_URL``.
+def trigger_link(campaign: str, *, edition: str = "1", approval: bool = True) -> str:
+    """The form of the DAG ``campaign_send``, filled in, in the Airflow of ``AIRFLOW__API__BASE_URL``.
 
-    Airflow 3.3's form takes no values from its URL (3.0 to 3.3 dropped what 2.9 had); its JSON field takes them.
+    Airflow 3.3's own form takes no values from its URL, so the page is our plugin's.
     """
     base = os.environ.get("AIRFLOW__API__BASE_URL", AIRFLOW_URL).rstrip("/")
-    conf = {"campaign": campaign, "edition": edition, "mode": "send", "approval": approval}
-    query = urlencode({"conf": json.dumps(conf)})
-    return f"{base}/dags/campaign_send?{query}", json.dumps(conf)
+    query = urlencode({"campaign": campaign, "edition": edition, "mode": "send", "approval": str(approval).lower()})
+    return f"{base}/mailfleet/trigger?{query}"
 
 
 def _on(value: bool) -> str:

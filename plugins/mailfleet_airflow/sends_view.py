@@ -1,4 +1,5 @@
-"""The page *Sends* in Airflow's navigation: what was sent lately, and what is under way.
+"""The pages of Mailfleet inside Airflow: *Sends* in the navigation (what was sent lately, and what is under way), and
+the filled-in form behind ``mailfleet campaign show``.
 
 Whoever may read the DAG campaign_send may read it. A plugin's application is open to the world unless each route is
 guarded, so the guard is a dependency of the whole application; tests/plugins/test_sends_view.py asks without a token.
@@ -13,7 +14,9 @@ from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 
+from mailer_lib.terms import SendMode
 from mailfleet_airflow.installation import installation
+from mailfleet_airflow.trigger_page import trigger_page
 
 if TYPE_CHECKING:
     from mailer_lib.dispatch.sends import SendRecord
@@ -54,6 +57,12 @@ def sends_app() -> FastAPI:
         engine, _ = installation()
         with read(engine) as connection:
             return page(list_sends(connection, SHOWN))
+
+    @app.get("/trigger", response_class=HTMLResponse)
+    def trigger(
+        campaign: str = "", edition: str = "1", mode: SendMode = SendMode.DRY_RUN, approval: bool = True
+    ) -> str:
+        return trigger_page(campaign, edition, mode, approval=approval)
 
     return app
 

@@ -14,6 +14,7 @@ def test_nobody_reads_it_without_a_log_in():
     client = TestClient(sends_app())
     assert client.get("/sends").status_code == 401
     assert client.get("/sends", headers={"Authorization": "Bearer nonsense"}).status_code in (401, 403)
+    assert client.get("/trigger?campaign=spring-sale").status_code == 401
     assert client.get("/docs").status_code in (401, 404)
     assert client.get("/openapi.json").status_code in (401, 404)
 
@@ -52,3 +53,16 @@ def test_the_plugin_is_found_by_airflow_and_only_once():
     assert not [path for path in errors if "mailfleet" in path], errors
     assert len(ours) == 1
     assert [view["name"] for view in ours[0].external_views] == ["Sends"]
+
+
+def test_the_trigger_page_is_filled_in_and_escapes_what_its_url_says():
+    from mailfleet_airflow.trigger_page import trigger_page
+
+    from mailer_lib.terms import SendMode
+
+    html = trigger_page("spring-sale", '"><script>alert(1)</script>', SendMode.SEND, approval=False)
+    assert 'name="campaign" required value="spring-sale"' in html
+    assert '<option value="send" selected>' in html
+    assert 'name="approval">' in html
+    assert "<script>alert" not in html
+    assert 'name="approval" checked>' in trigger_page("a", "1", SendMode.SEND, approval=True)
