@@ -90,9 +90,9 @@ def error_console() -> Console:
 
 
 def _console(stream: object) -> Console:
-    made = Console(file=stream, highlight=False)  # type: ignore[arg-type]
+    made = Console(file=stream, highlight=False, emoji=False)  # type: ignore[arg-type]
     if not made.is_terminal:
-        made = Console(file=stream, highlight=False, width=240)  # type: ignore[arg-type]
+        made = Console(file=stream, highlight=False, emoji=False, width=240)  # type: ignore[arg-type]
     return made
 
 
