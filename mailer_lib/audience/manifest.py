@@ -63,6 +63,17 @@ class Counts(_Part):
     by_variant: tuple[int, ...]
 
 
+class Amendment(_Part):
+    """One file that was written anew after publication: people were blanked in it (docs/decisions/0303)."""
+
+    at: datetime
+    why: str  # erased | expired
+    rows: int  # that were blanked
+    was: FileEntry  # no longer there
+    path: str
+    sha256: str
+
+
 class Manifest(_Part):
     format: int = FORMAT
     campaign: str
@@ -80,10 +91,12 @@ class Manifest(_Part):
     ranges: tuple[RangeRead, ...]
     shards: tuple[ShardEntry, ...]  # those that have rows
     excluded: tuple[FileEntry, ...]
-    counts: Counts
+    counts: Counts  # as published: amendments don't change them
+    amendments: tuple[Amendment, ...] = ()
 
     def dump(self) -> bytes:
-        return self.model_dump_json(indent=1).encode()
+        """Without the key ``amendments`` when there are none, so that a manifest's bytes stay what they were."""
+        return self.model_dump_json(indent=1, exclude=None if self.amendments else {"amendments"}).encode()
 
 
 def load(folder: Path) -> Manifest:
@@ -105,3 +118,8 @@ def load(folder: Path) -> Manifest:
 def sha256(manifest: Manifest) -> str:
     """What ``snapshots.manifest_sha256`` holds: of the file's bytes, which name the checksum of every other file."""
     return hashlib.sha256(manifest.dump()).hexdigest()
+
+
+def approval_digest(content_hash: str, manifest_sha256: str) -> str:
+    """What an approval is bound to: SHA-256 (hex) over message and snapshot, each of them a SHA-256 in hex."""
+    return hashlib.sha256(f"{content_hash}\n{manifest_sha256}\n".encode()).hexdigest()

@@ -24,6 +24,8 @@ _NOBODY: NDArray[np.void] = np.empty(0, _HASH)
 def verify(folder: Path) -> list[str]:
     """Problems of a published snapshot, as sentences; none: it is sound.
 
+    An amended file is sound when the manifest's amendments lead from the published checksum to the one it has.
+
     Checked: every file's presence, checksum, columns and rows; each row in its own shard; no message key twice in all
     shards; nobody both in a shard and excluded (but for a second contact with the same address); the counts.
     """
@@ -36,6 +38,7 @@ def verify(folder: Path) -> list[str]:
 
 def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield from _strangers(folder, manifest)
+    yield from _amendment_problems(manifest)
     people: list[NDArray[np.void]] = []
     keys: list[NDArray[np.void]] = []
     rows = 0
@@ -96,6 +99,20 @@ def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
         for path in sorted(folder.glob(pattern)):
             if str(path.relative_to(folder)) not in known:
                 yield f"{path.relative_to(folder)}: the manifest doesn't know this file"
+
+
+def _amendment_problems(manifest: Manifest) -> Iterator[str]:
+    """The amendments of a file follow each other, checksum by checksum, and end at what the manifest lists."""
+    listed = {entry.path: entry.sha256 for entry in (*manifest.shards, *manifest.excluded)}
+    made: dict[str, str] = {}
+    for amendment in manifest.amendments:
+        was = amendment.was
+        if made.pop(was.path, was.sha256) != was.sha256:
+            yield f"{amendment.path}: was amended from a file with another checksum than the amendment before left"
+        made[amendment.path] = amendment.sha256
+    for path, sha256 in made.items():
+        if listed.get(path) != sha256:
+            yield f"{path}: the manifest's checksum isn't the one that its last amendment left"
 
 
 def _shard_problems(entry: ShardEntry, table: pa.Table, manifest: Manifest) -> Iterator[str]:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from mailer_lib.commands.context import CommandContext, console, open_context, progress
-from mailer_lib.commands.errors import WRONG_USAGE, CommandError
+from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from mailer_lib.contacts.importer import ImportReport
@@ -228,6 +228,56 @@ def unsubscribe(
     console().print(
         f"{done.new:,} unsubscribed, {done.known:,} were already, {len(done.problems):,} lines can't be read"
     )
+
+
+@app.command()
+def export(address: Annotated[str, typer.Argument(help="The address, in any spelling.")]) -> None:
+    """Everything that is known of a person, as JSON: what they may ask for (GDPR Art. 15 and 20)."""
+    import json
+
+    from mailer_lib.dispatch.dossier import dossier
+
+    with open_context() as context:
+        found = dossier(context.engine, context.settings, address, actor=context.actor)
+    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def erase(
+    address: Annotated[str | None, typer.Argument(help="The address, in any spelling.")] = None,
+    *,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Nobody new: blank what waited for a running send or was damaged.")
+    ] = False,
+) -> None:
+    """Erase a person, for good: tables, snapshots, rejected rows (GDPR Art. 17). They stay suppressed, by keyed hash.
+
+    Exit code 1 when something is left to do; the send that holds it does it at its end, or `--finish` later.
+    """
+    from mailer_lib.dispatch import erasure
+
+    if (address is None) != finish:
+        raise CommandError("give one address, or --finish", WRONG_USAGE)
+    with open_context() as context:
+        if address is None:
+            done = erasure.finish(context.engine, context.settings, actor=context.actor)
+        else:
+            done = erasure.erase(context.engine, context.settings, address, actor=context.actor)
+    output = console()
+    if done.rows is not None:
+        rows = done.rows
+        output.print(
+            f"erased: {rows.contacts} contact, {rows.subscriptions} subscriptions, {rows.ip_addresses} IP addresses, "
+            f"{rows.seeds} seed addresses, {done.rejects} rejected rows; suppressed everywhere"
+        )
+    for snapshot, amended in done.amended:
+        output.print(f"blanked: {snapshot}, {amended.rows} rows in {amended.files} files", markup=False)
+    for sentence in done.elsewhere:
+        output.print(f"also there: {sentence}", markup=False)
+    for sentence in (*done.waiting, *done.problems):
+        typer.echo(f"left: {sentence}", err=True)
+    if done.waiting or done.problems:
+        raise typer.Exit(FAILED)
 
 
 @app.command("confirm-pending")

@@ -1,11 +1,12 @@
 """``mailfleet snapshot``: the frozen recipients of a send."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mailer_lib.commands.context import console, open_context, parse_send_ref, progress
-from mailer_lib.commands.errors import FAILED
+from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
 from mailer_lib.terms import SendMode, UnknownPolicy
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from mailer_lib.audience.published import PublishedSnapshot
     from mailer_lib.commands.context import CommandContext
 
-app = typer.Typer(help="Frozen recipients: build, show, verify.", no_args_is_help=True)
+app = typer.Typer(help="Frozen recipients: build, show, verify, expire.", no_args_is_help=True)
 
 Send = Annotated[str, typer.Argument(metavar="SEND", help="campaign#edition, like spring-sale#1")]
 Phase = Annotated[int | None, typer.Option(help="1 for the first, one more for each top-up; the newest by default.")]
@@ -86,6 +87,39 @@ def verify(send: Send, phase: Phase = None) -> None:
         typer.echo(f"{found.folder}: {len(problems)} problems", err=True)
         raise typer.Exit(FAILED)
     console().print(f"{found.send} phase {found.phase}: sound, {found.frozen:,} frozen and {found.excluded:,} excluded")
+
+
+@app.command()
+def expire(
+    older_than: Annotated[str, typer.Option(metavar="DAYS", help="Published longer ago than this: 400d.")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without it you are shown what would be done.")] = False,
+) -> None:
+    """Blank everybody in old snapshots whose send is over. Keys and ledgers stay, so books still balance."""
+    from mailer_lib.dispatch import erasure
+
+    days = older_than.strip().removesuffix("d")
+    if not days.isdecimal() or not 1 <= int(days) <= 36_500:
+        raise CommandError(f"--older-than {older_than!r}: write a number of days, like 400d", WRONG_USAGE)
+    age = timedelta(days=int(days))
+    with open_context() as context:
+        done = erasure.expire(context.engine, context.settings, older_than=age, actor=context.actor, dry_run=not yes)
+    output = console()
+    for snapshot, amended in done.expired:
+        what = f"{amended.rows:,} rows blanked" if yes else "would be blanked"
+        output.print(f"{snapshot}, published {snapshot.published_at:%Y-%m-%d}: {what}", markup=False)
+    for snapshot in done.running:
+        output.print(
+            f"{snapshot}, published {snapshot.published_at:%Y-%m-%d}: stays, its send isn't over", markup=False
+        )
+    if not done.expired:
+        output.print("nothing to blank")
+    elif not yes:
+        output.print("nothing was changed; say --yes to do it")
+    for problem in done.problems:
+        typer.echo(problem, err=True)
+    if done.problems:
+        raise typer.Exit(FAILED)
 
 
 def _find(context: "CommandContext", send: str, phase: int | None) -> "PublishedSnapshot":

@@ -1,19 +1,16 @@
 """What an approval is bound to: a digest over the message's content hash and the snapshot's checksum."""
 
-import hashlib
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, select
 
+from mailer_lib.audience.manifest import approval_digest
 from mailer_lib.database.schema import sends, snapshots
 from mailer_lib.terms import SnapshotState
 
+__all__ = ["APPROVAL_HOLDS", "approval_digest", "present_digest", "still_valid"]
+
 APPROVAL_HOLDS = timedelta(hours=24)
-
-
-def approval_digest(content_hash: str, manifest_sha256: str) -> str:
-    """SHA-256 (hex) over both, each of which is a SHA-256 in hex."""
-    return hashlib.sha256(f"{content_hash}\n{manifest_sha256}\n".encode()).hexdigest()
 
 
 def still_valid(approved: str | None, approved_at: datetime | None, present: str | None, at: datetime) -> bool:

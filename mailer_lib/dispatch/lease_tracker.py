@@ -38,8 +38,11 @@ class LeaseTracker:
 
     @property
     def shard_name(self) -> str:
-        """File name in the job folder."""
-        return f"{self.lease.shard:04d}.p{self.lease.phase}.parquet"
+        """File name in the job folder. A shard that was amended since it was leased here has another name, and so is
+        copied again (docs/decisions/0303)."""
+        part = Path(self.lease.shard_path).stem.removeprefix("part-")
+        amended = "" if part == "0" else f".{part}"
+        return f"{self.lease.shard:04d}.p{self.lease.phase}{amended}.parquet"
 
     @property
     def deferred(self) -> int:

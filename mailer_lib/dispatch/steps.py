@@ -4,6 +4,7 @@ Each is idempotent under (send, claim), takes and returns plain data (JSON), and
 table is in docs/architecture.md, "Steps of a send".
 """
 
+import logging
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,7 +16,7 @@ from mailer_lib.audience import snapshot as audience
 from mailer_lib.audience.plan import SnapshotPlan
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import snapshots
-from mailer_lib.dispatch import approval, sends
+from mailer_lib.dispatch import approval, erasure, sends
 from mailer_lib.dispatch.books import Books, BooksError
 from mailer_lib.dispatch.close import cancel_phase, close_send
 from mailer_lib.dispatch.digest import present_digest
@@ -50,6 +51,8 @@ __all__ = [
     "skip_approval",
     "start_sending",
 ]
+
+log = logging.getLogger(__name__)
 
 
 class PreflightError(ValueError):
@@ -313,7 +316,14 @@ def close_step(engine: Engine, settings: Settings, send_id: int, claim: str) -> 
     send = current_send(engine, send_id)
     if send.state not in (SendState.FAILED,):
         forget(engine, send_id)
+        _finish_erasures(engine, settings, send_id)
     return {**books.as_dict(), "state": send.state.value, "reason": send.reason}
+
+
+def _finish_erasures(engine: Engine, settings: Settings, send_id: int) -> None:
+    """Who was erased while the send ran is blanked in its shards now."""
+    for problem in erasure.finish(engine, settings, actor="close", send_id=send_id).problems:
+        log.warning("an erased person may still be in a shard: %s; mend it and run `contacts erase --finish`", problem)
 
 
 def _close(engine: Engine, settings: Settings, send_id: int) -> Books:

@@ -78,7 +78,9 @@ def find_recipient(
 def sample_recipient(connection: Connection, settings: Settings, send_id: int, contact_id: int) -> Recipient | None:
     """A frozen row to show a preview with: that of ``contact_id``, or with 0 the first."""
     return _first(
-        settings, _shard_files(connection, send_id), lambda recipient: contact_id in (0, recipient.contact_id)
+        settings,
+        _shard_files(connection, send_id),
+        lambda recipient: bool(recipient.address) and contact_id in (0, recipient.contact_id),  # not an erased one's
     )
 
 

@@ -1,5 +1,6 @@
 """``mailfleet contacts|lists|attributes|suppress|seeds`` as an operator types them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,24 @@ def test_who_did_what_is_recorded_without_addresses(mailfleet: Command, shop: Pa
     ]  # fmt: skip
     with read(sqlite_engine) as connection:
         assert not any("lena" in repr(tuple(row)) for row in connection.execute(select(audit_log)))
+
+
+def test_export_and_erase(mailfleet: Command, shop: Path, sqlite_engine: Engine) -> None:
+    load(mailfleet, shop)
+    known = json.loads(mailfleet("contacts", "export", "LENA@x.org").stdout)
+    assert (known["contact"]["given_name"], known["subscriptions"][0]["state"]) == ("Lena", "confirmed")
+    ran = mailfleet("contacts", "erase", "Lena@X.org")
+    assert ran.code == 0, ran.stderr
+    assert "erased: 1 contact, 1 subscriptions" in ran.stdout and "also there: backups" in ran.stdout
+    assert "lena" not in ran.stdout.lower()
+    assert json.loads(mailfleet("contacts", "export", "lena@x.org").stdout)["contact"] is None
+    assert mailfleet("suppress", "check", "lena@x.org").code == 0
+    assert mailfleet("contacts", "erase", "--finish").code == 0
+    assert mailfleet("contacts", "erase").code == 2
+    assert mailfleet("contacts", "erase", "lena").code != 0
+    assert actions(sqlite_engine)[-4:] == [
+        "contacts.export",
+        "contacts.erase",
+        "contacts.erase.files",
+        "contacts.export",
+    ]

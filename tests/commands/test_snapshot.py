@@ -1,15 +1,16 @@
 """``mailfleet snapshot`` as an operator uses it."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from mailer_lib.audience import catalogue, criteria
-from mailer_lib.database.engine import read, write
-from mailer_lib.database.schema import sends, snapshots
+from mailer_lib.database.engine import now, read, write
+from mailer_lib.database.schema import sends, shards, snapshots
 from mailer_lib.message.campaign import load_campaign, save_campaign
 from mailer_lib.settings import Settings
 from tests.audience.world import rule
@@ -77,3 +78,20 @@ def test_errors_are_sentences(campaign: Engine, mailfleet: Mailfleet) -> None:
     assert "did you mean spring-sale" in mailfleet("snapshot", "build", "spring-sal#1").stderr
     mailfleet("snapshot", "build", "spring-sale#1")
     assert "published are: 1" in mailfleet("snapshot", "show", "spring-sale#1", "--phase", "7").stderr
+
+
+def test_expire_shows_first_and_does_it_when_told_to(campaign: Engine, mailfleet: Mailfleet) -> None:
+    mailfleet("snapshot", "build", "spring-sale#1", "--mode", "dry-run")
+    assert "nothing to blank" in mailfleet("snapshot", "expire", "--older-than", "400d").stdout
+    with write(campaign) as connection:
+        connection.execute(update(snapshots).values(published_at=now() - timedelta(days=500)))
+    held = mailfleet("snapshot", "expire", "--older-than", "400d")
+    assert (held.code, "stays, its send isn't over" in held.stdout) == (0, True)
+    with write(campaign) as connection:
+        connection.execute(update(sends).values(state="finished"))
+        connection.execute(update(shards).values(state="settled"))
+    assert "would be blanked" in mailfleet("snapshot", "expire", "--older-than", "400").stdout
+    assert mailfleet("snapshot", "verify", "spring-sale#dry-1").stdout.endswith("30 frozen and 0 excluded\n")
+    assert "30 rows blanked" in mailfleet("snapshot", "expire", "--older-than", "400d", "--yes").stdout
+    assert mailfleet("snapshot", "verify", "spring-sale#dry-1").code == 0
+    assert mailfleet("snapshot", "expire", "--older-than", "a year").code == 2

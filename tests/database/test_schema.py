@@ -105,13 +105,16 @@ def _consent(connection_engine: Engine) -> None:
     [
         update(consent_events).values(method="never"),
         update(consent_events).values(address_hash=b"b" * 16),
+        update(consent_events).values(method="FORM"),
+        update(consent_events).values(ip="192.0.2.1"),
+        update(consent_events).values(ip=None, method="never"),
         delete(consent_events),
         text(
             "REPLACE INTO consent_events (id, address_hash, action, occurred_at, recorded_at, method) "
             "SELECT id, address_hash, 'unsubscribed', occurred_at, recorded_at, method FROM consent_events"
         ),
     ],
-    ids=["update", "update-key", "delete", "replace"],
+    ids=["update", "update-key", "update-case", "update-ip", "more-than-the-ip", "delete", "replace"],
 )
 def test_a_consent_event_can_be_neither_changed_nor_deleted(engine: Engine, statement: object) -> None:
     _consent(engine)
@@ -119,6 +122,16 @@ def test_a_consent_event_can_be_neither_changed_nor_deleted(engine: Engine, stat
         connection.execute(statement)  # type: ignore[call-overload]
     with read(engine) as connection:
         assert connection.execute(select(consent_events.c.action)).scalars().all() == ["confirmed"]
+
+
+def test_only_the_ip_can_be_taken_out_of_a_consent_event(engine: Engine) -> None:
+    with write(engine) as connection:
+        row = {"address_hash": b"a" * 16, "action": "confirmed", "occurred_at": AT, "recorded_at": AT, "method": "form"}
+        connection.execute(insert(consent_events).values(**row, ip="192.0.2.1", wording="News, please"))
+        connection.execute(update(consent_events).values(ip=None))
+    with read(engine) as connection:
+        found = connection.execute(select(consent_events.c.ip, consent_events.c.wording)).one()
+    assert tuple(found) == (None, "News, please")
 
 
 def test_a_foreign_key_is_held(engine: Engine) -> None:

@@ -1,0 +1,266 @@
+"""People are blanked in a published snapshot: erased on their request, or all of them when it has expired.
+
+A row's place in its shard is its identity in leases and ledgers, so a row is never removed. It keeps the keyed hashes,
+mailbox provider and variant, which ledgers and books need, and loses everything else (docs/decisions/0303).
+
+    1  a file beside the old one, under a new name, for each file concerned; then manifest.next.json, all fsynced
+    2  one transaction: shards.path and sha256, snapshots.manifest_sha256
+    3  manifest.next.json becomes manifest.json; the old files are removed
+
+A shard with a live lease is left as it is, in (2), and named in the answer. Killed anywhere, the next call on that
+snapshot finishes (3) or clears (1) away.
+"""
+
+import fcntl
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from sqlalchemy import Connection, Engine, exists, select, update
+
+from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
+from mailer_lib.audience.manifest import MANIFEST_FILE, Amendment, FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.plan import SnapshotError
+from mailer_lib.database.engine import now, read
+from mailer_lib.database.retry import write_again
+from mailer_lib.database.schema import leases, sends, shards, snapshots
+from mailer_lib.settings import Settings
+from mailer_lib.shard.files import shard_table, write_parquet, write_shard
+from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
+from mailer_lib.terms import ExclusionReason, LeaseState, ShardState, SnapshotState
+
+ERASED, EXPIRED = "erased", "expired"
+NEXT_FILE = "manifest.next.json"
+_BLANK: dict[str, Any] = {
+    "contact_id": 0, "address": "", "domain": "", "given_name": None, "family_name": None, "locale": None,
+    "timezone": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Amended:
+    """``waiting``: numbers of shards that a server works on now; they must be amended when it is through."""
+
+    rows: int = 0
+    files: int = 0
+    waiting: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Change:
+    old: FileEntry
+    new: FileEntry
+    rows: int
+
+
+def blank_rows(table: pa.Table, people: Collection[bytes] | None) -> tuple[pa.Table, int]:
+    """A shard's table with the rows of these address hashes (None: all rows) blanked, and how many weren't yet."""
+    chosen = pc.not_equal(table.column("address"), pa.scalar(""))
+    if people is not None:
+        chosen = pc.and_(chosen, _theirs(table, people))
+    rows = chosen.to_pylist().count(True)
+    if not rows:
+        return table, 0
+    for place, field in enumerate(table.schema):
+        if field.name in _BLANK or field.name.startswith(ATTRIBUTE_PREFIX):
+            nothing = pa.scalar(_BLANK.get(field.name), field.type)
+            table = table.set_column(place, field, pc.if_else(chosen, nothing, table.column(place)))
+    return table, rows
+
+
+def blank_excluded(table: pa.Table, people: Collection[bytes] | None) -> tuple[pa.Table, int]:
+    """Likewise for excluded people. An erased one was left out for being erased, from now on, and for nothing else."""
+    chosen = pc.not_equal(table.column("contact_id"), pa.scalar(0, pa.int64()))
+    if people is not None:
+        chosen = pc.and_(chosen, _theirs(table, people))
+    rows = chosen.to_pylist().count(True)
+    if not rows:
+        return table, 0
+    values: dict[str, Any] = (
+        {"contact_id": 0} if people is None else {"contact_id": 0, "reasons": ExclusionReason.ERASED}
+    )
+    for name, value in values.items():
+        place = table.schema.get_field_index(name)
+        field = table.schema.field(place)
+        nothing = pa.scalar(int(value), field.type)
+        table = table.set_column(place, field, pc.if_else(chosen, nothing, table.column(place)))
+    return table, rows
+
+
+def amend(engine: Engine, settings: Settings, snapshot_id: int, people: Collection[bytes] | None, why: str) -> Amended:
+    """Blank these people (address hashes; None: everybody) in one published snapshot. Calling it again changes nothing.
+
+    Raises:
+        SnapshotError: it isn't published, or its files can't be read.
+    """
+    with read(engine) as connection:
+        row = connection.execute(select(snapshots).where(snapshots.c.id == snapshot_id)).one()
+    if row.state != SnapshotState.PUBLISHED:
+        raise SnapshotError(f"{row.path} isn't published")
+    folder = settings.storage / row.path
+    with _lock(folder):
+        _recover(engine, folder, snapshot_id)
+        manifest = manifests.load(folder)
+        number = len(manifest.amendments) + 1
+        touched = _shards_of(manifest, people)
+        with read(engine) as connection:
+            busy = _busy(connection, snapshot_id)
+        at = now()
+        changes = [
+            change
+            for entry in (*touched, *manifest.excluded)
+            if not (isinstance(entry, ShardEntry) and entry.number in busy)
+            if (change := _rewrite(folder, entry, people, number)) is not None
+        ]
+        waiting = {e.number for e in touched if e.number in busy and _concerned(folder, e, people)}
+        done: list[_Change] = []
+        if changes:
+            done = write_again(
+                engine, lambda c: _commit(c, folder, snapshot_id, manifest, changes=changes, at=at, why=why)
+            )
+        waiting |= {c.old.number for c in changes if c not in done and isinstance(c.old, ShardEntry)}
+        _recover(engine, folder, snapshot_id)
+    return Amended(sum(change.rows for change in done), len(done), tuple(sorted(waiting)))
+
+
+def _theirs(table: pa.Table, people: Collection[bytes]) -> Any:
+    return pc.is_in(table.column("address_hash"), value_set=pa.array(list(people), pa.binary(16)))
+
+
+def _shards_of(manifest: Manifest, people: Collection[bytes] | None) -> list[ShardEntry]:
+    if people is None:
+        return list(manifest.shards)
+    numbers = {int.from_bytes(person[:4], "big") % manifest.shard_count for person in people}
+    return [entry for entry in manifest.shards if entry.number in numbers]
+
+
+def _busy(connection: Connection, snapshot_id: int) -> set[int]:
+    """Numbers of the shards that have a live lease."""
+    query = select(shards.c.number).where(shards.c.snapshot_id == snapshot_id, ~_at_rest())
+    return set(connection.scalars(query))
+
+
+def _at_rest() -> Any:
+    """Nobody has a copy of the shard's file that he still needs."""
+    live = exists().where(leases.c.shard_id == shards.c.id, leases.c.state == LeaseState.ACTIVE)
+    return shards.c.state.in_((ShardState.OPEN, ShardState.SETTLED)) & ~live
+
+
+def _rewrite(folder: Path, entry: FileEntry, people: Collection[bytes] | None, number: int) -> _Change | None:
+    is_shard = isinstance(entry, ShardEntry)
+    path = folder / entry.path
+    table, rows = blank_rows(shard_table(path), people) if is_shard else blank_excluded(pq.read_table(path), people)
+    if not rows:
+        return None
+    old = PurePosixPath(entry.path)
+    name = f"part-{number}.parquet" if is_shard else f"{old.stem.split('.')[0]}.{number}.parquet"
+    new = str(old.with_name(name))
+    sha256 = (write_shard if is_shard else write_parquet)(folder / new, table)
+    sync_folder((folder / new).parent)
+    return _Change(entry, entry.model_copy(update={"path": new, "sha256": sha256}), rows)
+
+
+def _concerned(folder: Path, entry: ShardEntry, people: Collection[bytes] | None) -> bool:
+    return blank_rows(shard_table(folder / entry.path), people)[1] > 0
+
+
+def _commit(
+    connection: Connection,
+    folder: Path,
+    snapshot_id: int,
+    manifest: Manifest,
+    *,
+    changes: list[_Change],
+    at: datetime,
+    why: str,
+) -> list[_Change]:
+    """Point the database at the new files, but for shards that were leased meanwhile; returns what was changed."""
+    done = []
+    for change in changes:
+        if isinstance(change.old, ShardEntry):
+            mine = update(shards).where(
+                shards.c.snapshot_id == snapshot_id,
+                shards.c.number == change.old.number,
+                shards.c.path == change.old.path,
+                _at_rest(),
+            )
+            changed = connection.execute(mine.values(path=change.new.path, sha256=change.new.sha256)).rowcount
+            if not changed:
+                continue
+        done.append(change)
+    amended = _amended(manifest, done, at, why)
+    replace_file(folder / NEXT_FILE, amended.dump())  # before the commit: what the database names must exist
+    before, after = manifests.sha256(manifest), manifests.sha256(amended)
+    connection.execute(update(snapshots).where(snapshots.c.id == snapshot_id).values(manifest_sha256=after))
+    _keep_approval(connection, snapshot_id, before, after)
+    return done
+
+
+def _amended(manifest: Manifest, changes: list[_Change], at: datetime, why: str) -> Manifest:
+    new = {change.old.path: change.new for change in changes}
+    made = [
+        Amendment(
+            at=at,
+            why=why,
+            rows=change.rows,
+            was=FileEntry(path=change.old.path, rows=change.old.rows, sha256=change.old.sha256),
+            path=change.new.path,
+            sha256=change.new.sha256,
+        )
+        for change in changes
+    ]
+    return manifest.model_copy(
+        update={
+            "shards": tuple(new.get(entry.path, entry) for entry in manifest.shards),
+            "excluded": tuple(new.get(entry.path, entry) for entry in manifest.excluded),
+            "amendments": (*manifest.amendments, *made),
+        }
+    )
+
+
+def _keep_approval(connection: Connection, snapshot_id: int, before: str, after: str) -> None:
+    """An approval covers the amended snapshot: nobody is in it who wasn't, and the message is the same."""
+    send = connection.execute(
+        select(sends.c.id, sends.c.content_hash, sends.c.approval_digest)
+        .join_from(snapshots, sends, snapshots.c.send_id == sends.c.id)
+        .where(snapshots.c.id == snapshot_id)
+    ).one()
+    if send.content_hash and send.approval_digest == manifests.approval_digest(send.content_hash, before):
+        kept = manifests.approval_digest(send.content_hash, after)
+        connection.execute(update(sends).where(sends.c.id == send.id).values(approval_digest=kept))
+
+
+def _recover(engine: Engine, folder: Path, snapshot_id: int) -> None:
+    """Finish an amendment that was committed, clear away one that wasn't: whatever file the manifest doesn't list."""
+    with read(engine) as connection:
+        wanted = connection.scalar(select(snapshots.c.manifest_sha256).where(snapshots.c.id == snapshot_id))
+    following = folder / NEXT_FILE
+    if following.exists():
+        if sha256_of(following) == wanted:
+            following.replace(folder / MANIFEST_FILE)
+            sync_folder(folder)
+        else:
+            following.unlink()
+    manifest = manifests.load(folder)
+    if manifests.sha256(manifest) != wanted:
+        raise SnapshotError(f"{folder / MANIFEST_FILE} isn't the one that the database knows; restore it first")
+    listed = {entry.path for entry in (*manifest.shards, *manifest.excluded)}
+    for pattern in ("shard=*/part-*.parquet", "excluded/*.parquet"):
+        for path in folder.glob(pattern):
+            if path.relative_to(folder).as_posix() not in listed:
+                path.unlink()
+                sync_folder(path.parent)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    with (folder.parent / f".amend-{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
