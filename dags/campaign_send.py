@@ -122,7 +122,7 @@ def campaign_send() -> None:
         pool=AirflowPool.DISPATCH,
         retries=5,
         on_failure_callback=None,  # one server's failure isn't the send's: the books decide
-        map_index_template="{{ server_label or task.slot['label'] }}",
+        map_index_template="{{ task.slot['label'] }}",
     ).expand(slot=slots)
     dispatch >> report(send)
 

@@ -97,6 +97,9 @@ class Stack:
             "SCHEDULER__ENABLE_HEALTH_CHECK": "False",
             # A worker that is gone without a word is noticed after this long.
             "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+            # A task that is marked failed ends within this, and its end is known to the scheduler within this
+            # (docs/decisions/0801).
+            "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "DAG_PROCESSOR__PARSING_PROCESSES": "1",
             "DAG_PROCESSOR__REFRESH_INTERVAL": "30",
             "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",

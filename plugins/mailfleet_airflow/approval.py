@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.execution_time.hitl import HITLUser
 from airflow.sdk.timezone import utcnow
 
+from mailer_lib.terms import SendMode, SendState
 from mailfleet_airflow.installation import installation
 from mailfleet_airflow.links import PreviewLink
 from mailfleet_airflow.runs import launched_by
@@ -54,21 +55,26 @@ class ApproveSendOperator(HITLOperator):
     def execute(self, context: Context) -> Any:
         from mailer_lib.database.engine import read
         from mailer_lib.dispatch import steps
+        from mailer_lib.dispatch.sends import get_send
         from mailer_lib.message.campaign import get_campaign
 
         engine, settings = installation()
         send_id, claim = self.send["send_id"], self.send["claim"]
         with read(engine) as connection:
             rule = get_campaign(connection, self.send["campaign"]).approval
+            present = get_send(connection, send_id)
+        if present.state is SendState.REJECTED:  # the answer was noted, and Airflow lost the task that noted it
+            raise AirflowFailException(present.reason or "rejected")
         wanted = bool(context["params"].get("approval", True)) or rule.required
         approvers = context["params"].get("approvers") or rule.approvers
-        why_not = reason_not_to_ask(self.send, self.summary, wanted=wanted)
+        why_not = reason_not_to_ask(present.mode, present.state, nothing_to_send=self.summary["nothing_to_send"])
+        if why_not is None and not wanted:
+            why_not = "approval is switched off for this run"
+            steps.skip_approval(engine, settings, send_id, claim)
         if why_not is not None:
-            self.log.info("Nothing to approve: %s.", why_not)
-            if not wanted and needs_skip_record(self.send, self.summary):
-                steps.skip_approval(engine, settings, send_id, claim)
+            self.log.info("Nobody is asked: %s.", why_not)
             return {"approved_by": None, "why": why_not}
-        self.subject = f"Send {self.summary['send']} to {self.summary['frozen']:,} people?"
+        self.subject = f"Send {self.summary['send']} to {self.summary['left']:,} people?"
         self.body = self.summary["markdown"]
         self.assigned_users = [HITLUser(id=name, name=name) for name in approvers]
         context["ti"].xcom_push(key=PreviewLink().xcom_key, value=self.summary["preview_url"])
@@ -100,27 +106,20 @@ class ApproveSendOperator(HITLOperator):
             raise AirflowFailException(str(error)) from error
 
 
-def reason_not_to_ask(send: dict[str, Any], summary: dict[str, Any], *, wanted: bool) -> str | None:
-    """Why no person has to decide; None when one has to."""
-    if send["mode"] == "dry-run":
+def reason_not_to_ask(mode: SendMode, state: SendState, *, nothing_to_send: bool) -> str | None:
+    """Why there is nothing to decide; None when there is."""
+    if mode is SendMode.DRY_RUN:
         return "a dry run sends nothing"
-    if summary["nothing_to_send"]:
+    if nothing_to_send:
         return "nobody is left to send to"
-    if send["resuming"] and send["state"] in {"approved", "running"}:
+    if state in (SendState.APPROVED, SendState.RUNNING):
         return "it was approved before, and neither message nor recipients have changed"
-    if not wanted:
-        return "approval is switched off for this run"
     return None
 
 
 def approved(answer: Any) -> bool:
     """Whether the answer is a yes, and nothing else."""
     return list(answer["chosen_options"]) == [APPROVE]
-
-
-def needs_skip_record(send: dict[str, Any], summary: dict[str, Any]) -> bool:
-    """Whether the send has to be marked as released without approval."""
-    return reason_not_to_ask(send, summary, wanted=True) is None
 
 
 def answered_too_late(asked_at: datetime, responded_at: datetime | str) -> bool:

@@ -59,7 +59,6 @@ class DispatchSlotOperator(BaseOperator):
         from mailer_lib.dispatch.slot import SlotState, run_slot
 
         engine, settings = installation()
-        context["server_label"] = self.slot["label"]  # type: ignore[typeddict-unknown-key]
         while True:
             report = run_slot(
                 engine,

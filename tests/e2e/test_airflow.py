@@ -233,6 +233,18 @@ def test_a_killed_worker_s_retry_takes_up_its_agent_and_nobody_gets_it_twice(hou
     assert _agents(house) == []
 
 
+def test_a_dispatch_task_marked_failed_stops_its_agent_and_the_others_take_its_rows(house):
+    campaign = house.campaign("marked", pace_per_s=15)
+    run_id = house.trigger(campaign)
+    house.wait_until(lambda: len(_agents(house)) == 3, "all servers send")  # and their tasks have their names
+    house.api.mark_failed(DAG, run_id, "dispatch", _map_index(house, run_id, "local-2"))
+    house.wait_until(lambda: len(_agents(house)) == 2, "the agent of local-2 ends")
+    assert house.wait(run_id) == "success", house.explain(run_id)
+    books = house.api.xcom(DAG, run_id, "report")
+    received = house.received(campaign)
+    assert len(received) == len(set(received)) == books["injected"] == PEOPLE
+
+
 def test_control_pauses_and_stops_a_running_send_and_what_is_left_goes_out_when_triggered_again(house):
     campaign = house.campaign("stopped", pace_per_s=15)
     run_id = house.trigger(campaign)
@@ -271,6 +283,10 @@ def test_who_only_looks_reads_the_page_of_sends_and_can_t_trigger(house):
         viewer.trigger(DAG, {"campaign": "approved"})
 
 
+def _map_index(house: House, run_id: str, label: str) -> int:
+    return next(ti["map_index"] for ti in house.api.tasks(DAG, run_id) if ti["rendered_map_index"] == label)
+
+
 def _stands_still(house: House, campaign: str) -> bool:
     before = len(house.received(campaign))
     time.sleep(2.5)
@@ -284,15 +300,13 @@ def _task_process(house: House, label: str) -> int:
 
 
 def _agents(house: House) -> list[int]:
+    """Pids of the living agents of this house."""
     folder = str(house.world.home / "jobs")
-    return [
-        p.pid
-        for p in psutil.process_iter()
-        if p.status() != psutil.STATUS_ZOMBIE and any(folder in part for part in _cmdline(p))
-    ]
+    return [process.pid for process in psutil.process_iter() if any(folder in part for part in _cmdline(process))]
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
+    """Empty for a zombie, and for a process that has gone meanwhile."""
     try:
         return process.cmdline()
     except psutil.Error:

@@ -5,26 +5,25 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 ASKED = datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
-SEND = {"send_id": 1, "mode": "send", "claim": "airflow:x", "resuming": False, "state": "planned"}
-SUMMARY = {"nothing_to_send": False, "digest": "d"}
 
 
 @pytest.mark.parametrize(
-    ("send", "summary", "wanted", "word"),
+    ("mode", "state", "nothing_to_send", "word"),
     [
-        ({}, {}, True, None),
-        ({"mode": "test"}, {}, True, None),
-        ({"mode": "dry-run"}, {}, True, "dry run"),
-        ({}, {"nothing_to_send": True}, True, "nobody is left"),
-        ({}, {}, False, "switched off"),
-        ({"resuming": True, "state": "approved"}, {}, True, "approved before"),
-        ({"resuming": True, "state": "awaiting-approval"}, {}, True, None),
+        ("send", "awaiting-approval", False, None),
+        ("test", "awaiting-approval", False, None),
+        ("dry-run", "awaiting-approval", False, "dry run"),
+        ("send", "awaiting-approval", True, "nobody is left"),
+        ("send", "approved", False, "approved before"),  # a resumed send, or a retry whose answer was noted
+        ("send", "running", False, "approved before"),
     ],
 )
-def test_when_a_person_is_asked(send, summary, wanted, word):
+def test_when_there_is_nothing_to_decide(mode, state, nothing_to_send, word):
     from mailfleet_airflow.approval import reason_not_to_ask
 
-    reason = reason_not_to_ask(SEND | send, SUMMARY | summary, wanted=wanted)
+    from mailer_lib.terms import SendMode, SendState
+
+    reason = reason_not_to_ask(SendMode(mode), SendState(state), nothing_to_send=nothing_to_send)
     assert (reason is None) if word is None else (word in reason)
 
 
