@@ -11,7 +11,7 @@ import pytest
 from tests.image_builder import ImageBuilder
 from tests.support import require
 
-pytestmark = [pytest.mark.image, pytest.mark.timeout(1800), pytest.mark.xdist_group("image")]
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1800)]
 TAG = "localhost/mailfleet:test"
 
 

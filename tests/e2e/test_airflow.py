@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.airflow,
     pytest.mark.timeout(420),
-    pytest.mark.xdist_group("airflow"),
 ]
 DAG = "campaign_send"
 PEOPLE = 300

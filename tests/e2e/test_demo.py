@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.airflow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("airflow"),
 ]
 PEOPLE = 3000
 
