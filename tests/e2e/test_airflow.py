@@ -29,7 +29,7 @@ from mailer_lib.terms import SendState
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.airflow,
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(900),
 ]
 DAG = "campaign_send"
 PEOPLE = 300
