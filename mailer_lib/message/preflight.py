@@ -132,6 +132,8 @@ def check_fields(campaign: Campaign, fields: MergeFields, declared: Mapping[str,
             AttributeType.NUMBER: isinstance(value, int | float) and not isinstance(value, bool),
             AttributeType.BOOLEAN: isinstance(value, bool),
             AttributeType.DATE: isinstance(value, str),
+            AttributeType.ENUM: isinstance(value, str),
+            AttributeType.TEXT_LIST: isinstance(value, list | tuple),
         }
         if wanted is not None and value is not None and not fits[wanted]:
             yield error("default-type", f"the default of {key} is {value!r}, but {key} is declared as {wanted}")
