@@ -79,6 +79,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Man
             source=plan.inputs.source,
             name=plan.inputs.criteria_name or plan.inputs.seed_list,
             rules=plan.inputs.rules,
+            references=plan.inputs.references,
             sha256=plan.inputs.rules_sha256,
         ),
         weights=plan.inputs.weights,

@@ -21,6 +21,7 @@ class CriteriaText(_Part):
     source: str  # criteria | seeds
     name: str  # of the stored criteria or the seed list; empty when the rules came from elsewhere
     rules: Any
+    references: dict[str, Any] = {}  # other criteria that the rules lead to, by name
     sha256: str
 
 

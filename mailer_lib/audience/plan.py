@@ -50,7 +50,8 @@ class Inputs(BaseModel):
     source: PlanSource
     criteria_name: str = ""
     rules: Any = None  # source criteria: the tree
-    rules_sha256: str = ""
+    references: dict[str, Any] = {}  # the other criteria that ``rules`` leads to, as they were then
+    rules_sha256: str = ""  # of both
     seed_list: str = ""  # source seeds
     list_id: int
     attributes: dict[str, AttributeType] = {}  # used keys, with their types
@@ -70,6 +71,7 @@ class SnapshotPlan(BaseModel):
     inputs: Inputs
     as_of: datetime  # "now" of every range
     max_contact_id: int
+    thresholds: dict[str, str] = {}  # of the criteria's random samples (sampling.py)
     matching: int  # counted when the plan was made, whoever may be mailed
     shards: int  # publication raises it to a multiple when a shard would grow too big
     ranges: tuple[IdRange, ...]
