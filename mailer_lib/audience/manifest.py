@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mailer_lib.audience.plan import SnapshotError
+from mailer_lib.audience.plan import Exclude, SnapshotError
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -72,6 +72,7 @@ class Manifest(_Part):
     send_id: int
     list_id: int
     criteria: CriteriaText
+    exclude: Exclude = Exclude()
     weights: tuple[int, ...]
     as_of: datetime
     max_contact_id: int

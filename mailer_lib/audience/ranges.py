@@ -34,6 +34,7 @@ from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
 from mailer_lib.audience.manifest import MANIFEST_FILE, RangeRead
 from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
 from mailer_lib.audience.rules import parse
+from mailer_lib.audience.sampling import held
 from mailer_lib.contacts.address import AddressError, normalise
 from mailer_lib.contacts.providers import provider_of
 from mailer_lib.database.engine import now, read
@@ -186,8 +187,9 @@ def _columns(plan: SnapshotPlan, reasons: ColumnElement[int]) -> list[ColumnElem
 
 def range_statement(plan: SnapshotPlan, known: catalogue.Catalogue, ids: IdRange) -> Select[Any]:
     """Everybody of one range who matches, barred or not."""
-    barred = exclusions(plan.inputs.list_id)
-    frozen = replace(known, criteria=plan.inputs.references)
+    exclude = plan.inputs.exclude
+    frozen = replace(known, criteria={**plan.inputs.references, **exclude.references})
+    barred = exclusions(plan.inputs.list_id, held(exclude, frozen, plan.thresholds, now=plan.as_of))
     picked = where(parse(plan.inputs.rules, frozen, now=plan.as_of), plan.thresholds)
     return (
         select(*_columns(plan, barred.reasons))

@@ -4,7 +4,7 @@ Contacts are ordered by ``sample_point`` (SHA-256 of seed and address hash); a s
 For a percentage it is that part of all possible points; for a number it is the point of the last one who is taken.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
@@ -14,7 +14,9 @@ from sqlalchemy import ColumnElement, Connection, select
 
 from mailer_lib.audience.catalogue import Catalogue
 from mailer_lib.audience.criteria import where
+from mailer_lib.audience.exclusions import Held
 from mailer_lib.audience.expressions import sample_point
+from mailer_lib.audience.plan import Exclude
 from mailer_lib.audience.rules import Group, Sample, parse
 from mailer_lib.database.schema import contacts
 
@@ -46,6 +48,30 @@ def condition(
     """
     group = parse(tree, catalogue, now=now)
     return where(group, thresholds(connection, group, last_id))
+
+
+def held(exclude: Exclude, known: Catalogue, thresholds: Mapping[str, str], *, now: datetime) -> Held:
+    """What a campaign leaves out, as conditions on ``contacts``.
+
+    Raises:
+        CriteriaError: criteria to be left out can't be used.
+        KeyError: there is no such list any more.
+    """
+    control = exclude.control_group
+    return Held(
+        lists=[known.lists[name] for name in exclude.lists],
+        matching=where(excluded_group(exclude, known, now=now), thresholds) if exclude.criteria else None,
+        control=None
+        if control is None
+        else sample_point(f"control:{control.seed}", contacts.c.address_hash)
+        <= percentile(Fraction(str(control.percent))),
+    )
+
+
+def excluded_group(exclude: Exclude, known: Catalogue, *, now: datetime | None = None) -> Group:
+    """Whoever matches any of the criteria to be left out, which have to be some."""
+    rules = [{"field": "criteria", "operator": "=", "value": name} for name in exclude.criteria]
+    return parse({"combinator": "or", "rules": rules}, known, now=now)
 
 
 def percentile(percent: Fraction) -> str:

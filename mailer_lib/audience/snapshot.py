@@ -25,6 +25,7 @@ from mailer_lib.audience.files import replace_file, sync_folder
 from mailer_lib.audience.manifest import Manifest, RangeRead
 from mailer_lib.audience.plan import (
     PLAN_FILE,
+    Exclude,
     IdRange,
     Inputs,
     PlanSource,
@@ -41,9 +42,9 @@ from mailer_lib.audience.plan import (
 )
 from mailer_lib.audience.publication import publish, reopen
 from mailer_lib.audience.ranges import build_range
-from mailer_lib.audience.rules import parse
+from mailer_lib.audience.rules import CriteriaError, parse
 from mailer_lib.audience.rules import references as rules_references
-from mailer_lib.audience.sampling import thresholds
+from mailer_lib.audience.sampling import excluded_group, thresholds
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, shards, snapshots
 from mailer_lib.settings import Settings
@@ -75,6 +76,7 @@ def plan_snapshot(
     attributes: Sequence[str] = (),
     weights: Sequence[int] = (1,),
     criteria_name: str = "",
+    exclude: Exclude = Exclude(),  # noqa: B008  frozen
 ) -> SnapshotPlan:
     """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
 
@@ -88,15 +90,17 @@ def plan_snapshot(
         attributes: keys that template or criteria need in the shards.
         weights: of the variants, in their order.
         criteria_name: under which ``rules`` are stored, for the manifest.
+        exclude: whom the campaign leaves out.
 
     Raises:
-        SnapshotError: no such send, an attribute that isn't declared, wrong weights.
+        SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out.
         CriteriaError: the rules can't be used.
     """
     with read(engine) as connection:
         known = catalogue.load(connection)
     parse(rules, known)  # before anything is written
     references = rules_references(rules, known)
+    exclude = _whole(exclude, known)
     inputs = Inputs(
         source=PlanSource.CRITERIA,
         criteria_name=criteria_name,
@@ -104,6 +108,7 @@ def plan_snapshot(
         references=references,
         rules_sha256=rules_sha256(rules, references),
         list_id=list_id,
+        exclude=exclude,
         attributes=used_attributes(attributes, known.attributes),
         weights=check_weights(weights),
     )
@@ -114,11 +119,29 @@ def plan_snapshot(
             return _Extent(0, 0, ())
         group = parse(rules, known, now=as_of)
         samples = thresholds(connection, group, int(last))
+        if exclude.criteria:
+            samples |= thresholds(connection, excluded_group(exclude, known, now=as_of), int(last))
         matching = matching_statement(where(group, samples)).where(contacts.c.id <= last)
         count = connection.execute(matching).scalar_one()
         return _Extent(int(last), count, id_ranges(int(first), int(last), range_count(count)), samples)
 
     return _plan(engine, settings, send_id, inputs, measure)
+
+
+def _whole(exclude: Exclude, known: catalogue.Catalogue) -> Exclude:
+    """With the trees of its criteria, checked."""
+    for name in exclude.lists:
+        if name not in known.lists:
+            near = catalogue.suggestion(name, known.lists)
+            raise SnapshotError(f'the campaign leaves out the list "{name}", which doesn\'t exist{near}')
+    if not exclude.criteria:
+        return exclude
+    try:
+        excluded_group(exclude, known)
+    except CriteriaError as error:
+        raise SnapshotError(f"the criteria that the campaign leaves out can't be used: {error}") from None
+    named = [{"field": "criteria", "operator": "=", "value": name} for name in exclude.criteria]
+    return exclude.model_copy(update={"references": rules_references({"rules": named}, known)})
 
 
 def plan_seed_snapshot(

@@ -1,5 +1,6 @@
 """A snapshot: who matched stands in exactly one place, with what the message needs, whatever happens meanwhile."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,6 +14,7 @@ from sqlalchemy import insert, select, update
 from mailer_lib.audience import assembly, catalogue, criteria, manifest, ranges, sampling, snapshot
 from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.manifest import Manifest
+from mailer_lib.audience.plan import ControlGroup, Exclude
 from mailer_lib.audience.rules import CriteriaError
 from mailer_lib.audience.snapshot import (
     SnapshotError,
@@ -113,6 +115,48 @@ def test_criteria_that_changed_make_another_plan(world: World) -> None:
     second = planned(world, send_id, rules=rule("criteria", "=", "high"))
     assert (first.matching, second.matching) == (10, 5)
     assert first.inputs.rules_sha256 != second.inputs.rules_sha256
+
+
+def test_a_campaign_leaves_out_lists_criteria_and_its_control_group(world: World) -> None:
+    """All reasons that hold are told, whether the plan or the ranges are made before criteria change."""
+    many(world, 120)
+    ids = world.fetch(select(contacts.c.id).order_by(contacts.c.id))
+    offers = [
+        {"contact_id": ids[n].id, "list_id": world.lists["offers"], "state": state, "updated_at": LONG_AGO}
+        for n, state in [(0, "confirmed"), (1, "pending"), (2, "unsubscribed"), (119, "confirmed")]
+    ]
+    with write(world.engine) as connection:
+        connection.execute(insert(subscriptions), offers)
+        known = catalogue.load(connection)
+        criteria.save(connection, known, "high", rule("attribute.points", ">=", 110), actor="ann")
+        known = catalogue.load(connection)
+        criteria.save(connection, known, "highest", rule("criteria", "=", "high"), actor="ann")
+    control = ControlGroup(percent=25, seed="spring-sale")
+    exclude = Exclude(lists=("offers",), criteria=("highest",), control_group=control)
+    plan = planned(world, world.add_send(), exclude=exclude)
+    with write(world.engine) as connection:
+        criteria.save(connection, known, "high", rule("attribute.points", "<", 0), actor="bob")
+    made = build(world.engine, world.settings, plan)
+    folder = plan.published_folder(world.settings)
+
+    def point(n: int) -> int:
+        address = f"p{n}@{('gmail.com', 'gmail.com', 'outlook.com', 'example.org')[n % 4]}"
+        return hashlib.sha256(b"control:spring-sale" + world.hash_of(address)).digest()[0]
+
+    expected = {
+        ids[n].id: (R.EXCLUDED_LIST if n in {0, 1} or n >= 110 else R(0)) | (R.CONTROL_GROUP if point(n) < 64 else R(0))
+        for n in range(120)
+    }
+    assert excluded(folder) == {contact_id: mask for contact_id, mask in expected.items() if mask}
+    assert set(made.exclude.references) == {"high", "highest"}
+    assert verify(folder) == []
+
+
+def test_whom_to_leave_out_must_exist(sqlite_world: World) -> None:
+    with pytest.raises(SnapshotError, match='list "ofers", which doesn\'t exist; did you mean "offers"'):
+        planned(sqlite_world, sqlite_world.add_send(), exclude=Exclude(lists=("ofers",)))
+    with pytest.raises(SnapshotError, match='no criteria "high"'):
+        planned(sqlite_world, sqlite_world.add_send("2"), exclude=Exclude(criteria=("high",)))
 
 
 def test_lists_of_texts_reach_the_shards(world: World) -> None:
