@@ -78,6 +78,8 @@ class AttributeType(StrEnum):
     NUMBER = "number"
     BOOLEAN = "boolean"
     DATE = "date"
+    ENUM = "enum"  # one of the declared choices
+    TEXT_LIST = "text-list"
 
 
 class SendMode(StrEnum):

@@ -18,6 +18,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, column_of, freeze
+from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_at_cap
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
 from mailer_lib.audience.ranges import RangeDone, RunFile, people_schema, range_folder, read_done, shard_numbers
@@ -32,8 +33,10 @@ EXCLUDED_FOLDER = "excluded"
 LATE_FILE = "publication.parquet"
 
 
-def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Manifest:
+def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counting: Counting | None = None) -> Manifest:
     """Write shards, excluded people and manifest below the building folder; what an earlier try left is replaced.
+
+    ``counting``: what a frequency cap counts.
 
     Raises:
         SnapshotError: a range is missing or damaged.
@@ -45,7 +48,10 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Man
     send_key = settings.identity().send_key(plan.campaign, plan.edition)
     tally = _Tally([0] * len(plan.inputs.weights))
     entries: list[ShardEntry] = []
-    with _late_file(folder, tally) as late:
+    with (
+        _late_file(folder, tally) as late,
+        people_at_cap(folder, counting, runs.shard_count) as at_cap,
+    ):
         for number in range(runs.shard_count):
             people = runs.people(number)
             if not people.num_rows:
@@ -57,17 +63,19 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Man
                 weights=plan.inputs.weights,
                 barred=runs.barred(number, people),
                 already=already,
+                at_cap=at_cap.among(column_of(people, "address_hash"), number),
             )
             late.add(frozen.dropped)
             if frozen.rows.num_rows:
                 entries.append(_write_frozen(folder, number, frozen))
                 tally.add_frozen(frozen.rows)
-    excluded = late.entries()
-    for done in runs.done:
-        table = _mark_sent(runs.excluded(done), send_key, already)
-        if table.num_rows:
-            excluded.append(_write_excluded(folder, f"range-{done.index:04d}.parquet", table))
-            tally.add_excluded(table)
+        ranges: list[FileEntry] = []
+        for done in runs.done:
+            table = _mark_late(runs.excluded(done), send_key, already, at_cap)
+            if table.num_rows:
+                ranges.append(_write_excluded(folder, f"range-{done.index:04d}.parquet", table))
+                tally.add_excluded(table)
+    excluded = [*late.entries(), *ranges]
     sync_folder(folder / EXCLUDED_FOLDER)
     made = Manifest(
         campaign=plan.campaign,
@@ -79,8 +87,10 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> Man
             source=plan.inputs.source,
             name=plan.inputs.criteria_name or plan.inputs.seed_list,
             rules=plan.inputs.rules,
+            references=plan.inputs.references,
             sha256=plan.inputs.rules_sha256,
         ),
+        exclude=plan.inputs.exclude,
         weights=plan.inputs.weights,
         as_of=plan.as_of,
         max_contact_id=plan.max_contact_id,
@@ -101,6 +111,8 @@ def _clear(folder: Path) -> None:
         stale.unlink()
     for stale in folder.glob("shard=*"):
         shutil.rmtree(stale)
+    for stale in folder.glob(f"{WORK_PREFIX}*"):
+        shutil.rmtree(stale)
     shutil.rmtree(folder / EXCLUDED_FOLDER, ignore_errors=True)
     (folder / EXCLUDED_FOLDER).mkdir()
 
@@ -118,15 +130,18 @@ def _write_excluded(folder: Path, name: str, table: pa.Table) -> FileEntry:
     return FileEntry(path=str(path.relative_to(folder)), rows=table.num_rows, sha256=checksum)
 
 
-def _mark_sent(excluded: pa.Table, send_key: bytes, already: Set[bytes]) -> pa.Table:
-    """Who is barred may have been sent this edition before they were: all reasons are told."""
-    if not already:
-        return excluded
+def _mark_late(excluded: pa.Table, send_key: bytes, already: Set[bytes], at_cap: AtCap) -> pa.Table:
+    """Who is barred may have been sent this edition before they were, or be at the cap: all reasons are told."""
     hashes: list[bytes] = column_of(excluded, "address_hash")
+    capped = at_cap.among(hashes)
+    if not already and not capped:
+        return excluded
     reasons: list[int] = column_of(excluded, "reasons")
-    sent = int(ExclusionReason.ALREADY_SENT)
+    sent, cap = int(ExclusionReason.ALREADY_SENT), int(ExclusionReason.FREQUENCY_CAP)
     marked = [
-        mask | (sent if message_key(send_key, address_hash) in already else 0)
+        mask
+        | (sent if already and message_key(send_key, address_hash) in already else 0)
+        | (cap if address_hash in capped else 0)
         for mask, address_hash in zip(reasons, hashes, strict=True)
     ]
     return excluded.set_column(2, EXCLUDED_SCHEMA.field(2), pa.array(marked, pa.int32()))

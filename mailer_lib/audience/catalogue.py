@@ -7,6 +7,9 @@ Field names come from here and never reach SQL; ``expressions.py`` and ``criteri
     attribute.<key>                                           declared attributes, by their type
     list                                                      has a subscription to the list, in whatever state
     list.confirmed                                            has a confirmed one
+    subscription.<list>.state .source                         of that subscription: where it stands, where it came from
+    subscription.<list>.confirmed_at .unsubscribed_at         its age: when it last became so, an instant
+    criteria                                                  matches other stored criteria
 
 ``list`` takes every state on purpose: who is pending or has left must match, so that the snapshot can say *why* they
 were barred (``exclusions.py`` bars them, always).
@@ -14,15 +17,16 @@ were barred (``exclusions.py`` bars them, always).
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection, select
 
-from mailer_lib.database.schema import attribute_types, lists
+from mailer_lib.database.schema import attribute_types, criteria, lists
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
-from mailer_lib.terms import AttributeType
+from mailer_lib.terms import AttributeType, SubscriptionState
 
 _ATTRIBUTE_KEY = re.compile(r"[\w][\w.-]{0,63}")
 
@@ -42,6 +46,10 @@ class Operator(StrEnum):
     IN = "in"
     NOT_IN = "notIn"
     BETWEEN = "between"
+    IN_LAST_DAYS = "inLastDays"  # these four are ours: react-querybuilder takes operators of one's own
+    BEFORE_LAST_DAYS = "beforeLastDays"
+    IN_NEXT_DAYS = "inNextDays"
+    ANNIVERSARY = "anniversaryInDays"
     NULL = "null"
     NOT_NULL = "notNull"
 
@@ -51,28 +59,37 @@ class FieldKind(StrEnum):
     NUMBER = "number"
     BOOLEAN = "boolean"
     DATE = "date"  # a calendar day, ISO 8601
-    INSTANT = "instant"  # a moment; a day given for it means that whole day, UTC
+    INSTANT = "instant"  # a moment; a day given for it means that whole day, in the tree's time zone
+    ENUM = "enum"  # one of the declared choices
+    TEXT_LIST = "text-list"
     LIST = "list"
+    CRITERIA = "criteria"  # other criteria, by name
 
 
 _EXISTENCE = frozenset({Operator.NULL, Operator.NOT_NULL})
 _SAME = frozenset({Operator.EQ, Operator.NE, Operator.IN, Operator.NOT_IN})
 _ORDER = frozenset({Operator.LT, Operator.LE, Operator.GT, Operator.GE, Operator.BETWEEN})
+_RELATIVE = frozenset({Operator.IN_LAST_DAYS, Operator.BEFORE_LAST_DAYS, Operator.IN_NEXT_DAYS})
 _PIECES = frozenset({Operator.CONTAINS, Operator.BEGINS_WITH, Operator.ENDS_WITH})
 
 SUITED: Mapping[FieldKind, frozenset[Operator]] = {
     FieldKind.TEXT: _SAME | _PIECES | _EXISTENCE,
     FieldKind.NUMBER: _SAME | _ORDER | _EXISTENCE,
     FieldKind.BOOLEAN: frozenset({Operator.EQ, Operator.NE}) | _EXISTENCE,
-    FieldKind.DATE: _SAME | _ORDER | _EXISTENCE,
-    FieldKind.INSTANT: frozenset({Operator.EQ, Operator.NE}) | _ORDER | _EXISTENCE,
+    FieldKind.DATE: _SAME | _ORDER | _RELATIVE | {Operator.ANNIVERSARY} | _EXISTENCE,
+    FieldKind.INSTANT: frozenset({Operator.EQ, Operator.NE}) | _ORDER | _RELATIVE | _EXISTENCE,
+    FieldKind.ENUM: _SAME | _EXISTENCE,
+    FieldKind.TEXT_LIST: frozenset({Operator.CONTAINS, Operator.IN, Operator.NOT_IN}) | _EXISTENCE,
     FieldKind.LIST: _SAME,
+    FieldKind.CRITERIA: frozenset({Operator.EQ, Operator.NE}),
 }
 
 
 @dataclass(frozen=True)
 class Field:
-    """One name that a rule may use. Exactly one of ``column`` and ``attribute`` is set, or neither for a list."""
+    """One name that a rule may use. ``column`` is one of ``contacts``, or of ``subscriptions`` when ``list_id`` is set;
+    ``attribute`` is a key. Neither is set for lists and criteria.
+    """
 
     name: str
     kind: FieldKind
@@ -80,6 +97,8 @@ class Field:
     attribute: str | None = None
     bytewise: bool = False  # the column compares byte by byte already (schema.Exact), so an index stays usable
     confirmed_only: bool = False  # kind LIST
+    list_id: int | None = None
+    choices: tuple[str, ...] = ()  # kind ENUM
 
     @property
     def operators(self) -> frozenset[Operator]:
@@ -96,41 +115,64 @@ CONTACT_FIELDS = (
     Field("created_at", FieldKind.INSTANT, column="created_at"),
     Field("list", FieldKind.LIST),
     Field("list.confirmed", FieldKind.LIST, confirmed_only=True),
+    Field("criteria", FieldKind.CRITERIA),
 )
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All that a tree can be checked against. ``lists``: id by name."""
+    """All that a tree can be checked against. ``lists``: id by name; ``criteria``: stored tree by name."""
 
     attributes: Mapping[str, AttributeType] = field(default_factory=dict)
     lists: Mapping[str, int] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of attributes that are enums
+    criteria: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fields(self) -> dict[str, Field]:
         found = {f.name: f for f in CONTACT_FIELDS}
         for key, type_ in sorted(self.attributes.items()):
-            made = attribute_field(key, type_)
+            made = attribute_field(key, type_, self.choices.get(key, ()))
             found[made.name] = made
+        for name, list_id in sorted(self.lists.items()):
+            found.update({f.name: f for f in subscription_fields(name, list_id)})
         return found
 
-    def suggestion(self, name: str, among: str = "fields") -> str:
-        """``; did you mean "…"?`` when something declared is spelled alike, else an empty text."""
-        near = difflib.get_close_matches(name, self.fields if among == "fields" else self.lists, n=1)
-        return f'; did you mean "{near[0]}"?' if near else ""
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """``; did you mean "…"?`` when something known is spelled alike, else an empty text."""
+    near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
-def attribute_field(key: str, type_: AttributeType) -> Field:
+def subscription_fields(name: str, list_id: int) -> tuple[Field, ...]:
+    """What can be asked of a contact's subscription to one list; missing without a subscription."""
+    states = tuple(SubscriptionState)
+    return (
+        Field(f"subscription.{name}.state", FieldKind.ENUM, "state", bytewise=True, list_id=list_id, choices=states),
+        Field(f"subscription.{name}.source", FieldKind.TEXT, "source", list_id=list_id),
+        Field(f"subscription.{name}.confirmed_at", FieldKind.INSTANT, "confirmed_at", list_id=list_id),
+        Field(f"subscription.{name}.unsubscribed_at", FieldKind.INSTANT, "unsubscribed_at", list_id=list_id),
+    )
+
+
+def attribute_field(key: str, type_: AttributeType, choices: tuple[str, ...] = ()) -> Field:
     """Raises:
     ValueError: the key can't stand in a JSON path.
     """
     if not _ATTRIBUTE_KEY.fullmatch(key):
         raise ValueError(f'the attribute "{key}" can\'t be used: a key is letters, digits, "_", "-" and "."')
-    return Field(f"{ATTRIBUTE_PREFIX}{key}", FieldKind(type_.value), attribute=key)
+    return Field(f"{ATTRIBUTE_PREFIX}{key}", FieldKind(type_.value), attribute=key, choices=choices)
 
 
 def load(connection: Connection) -> Catalogue:
     """The catalogue of this moment."""
-    types = connection.execute(select(attribute_types.c.key, attribute_types.c.type)).all()
+    types = connection.execute(select(attribute_types.c.key, attribute_types.c.type, attribute_types.c.choices)).all()
     named = connection.execute(select(lists.c.name, lists.c.id)).all()
-    return Catalogue({key: AttributeType(type_) for key, type_ in types}, {name: int(id_) for name, id_ in named})
+    stored = connection.execute(select(criteria.c.name, criteria.c.rules)).all()
+    return Catalogue(
+        attributes={key: AttributeType(type_) for key, type_, _ in types},
+        lists={name: int(id_) for name, id_ in named},
+        choices={key: tuple(choices) for key, _, choices in types if choices},
+        criteria=dict(map(tuple, stored)),
+    )

@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, func, select
 
+from mailer_lib.audience import sampling
 from mailer_lib.audience.catalogue import Catalogue
-from mailer_lib.audience.criteria import where
 from mailer_lib.audience.exclusions import exclusions, reason_names
+from mailer_lib.database.engine import now as this_moment
 from mailer_lib.database.schema import contacts
 
 
@@ -23,27 +25,32 @@ class Counts:
     by_reason: Mapping[str, int]
 
 
-def count_statement(tree: Any, catalogue: Catalogue, list_id: int) -> Select[int, int]:
+def count_statement(condition: ColumnElement[bool], list_id: int) -> Select[int, int]:
     """Rows (reasons, people)."""
     barred = exclusions(list_id)
     return (
         select(barred.reasons.label("reasons"), func.count().label("people"))
         .select_from(barred.people)
-        .where(where(tree, catalogue))
+        .where(condition)
         .group_by("reasons")
     )
 
 
-def matching_statement(tree: Any, catalogue: Catalogue) -> Select[int]:
+def matching_statement(condition: ColumnElement[bool]) -> Select[int]:
     """One row: how many match, whoever may be mailed."""
-    return select(func.count()).select_from(contacts).where(where(tree, catalogue))
+    return select(func.count()).select_from(contacts).where(condition)
 
 
-def count(connection: Connection, tree: Any, catalogue: Catalogue, list_id: int) -> Counts:
-    """Raises:
-    CriteriaError: the tree can't be used.
+def count(
+    connection: Connection, tree: Any, catalogue: Catalogue, list_id: int, *, now: datetime | None = None
+) -> Counts:
+    """``now`` is what relative dates are relative to: this moment without it.
+
+    Raises:
+        CriteriaError: the tree can't be used.
     """
-    rows = connection.execute(count_statement(tree, catalogue, list_id))
+    picked = sampling.condition(connection, tree, catalogue, now=now or this_moment())
+    rows = connection.execute(count_statement(picked, list_id))
     by_mask = {int(row.reasons): int(row.people) for row in rows}
     by_reason: Counter[str] = Counter()
     for mask, people in by_mask.items():

@@ -7,16 +7,18 @@ LIKE ignores the case of ASCII letters, MariaDB's follows the collation).
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, not_, or_, select, true, update
 
 from mailer_lib.audience.catalogue import Catalogue, FieldKind, Operator
-from mailer_lib.audience.expressions import field_expression
-from mailer_lib.audience.rules import CriteriaError, Group, Problem, Rule, Span, parse
+from mailer_lib.audience.expressions import field_expression, has_item, sample_point
+from mailer_lib.audience.operands import Span
+from mailer_lib.audience.rules import CriteriaError, Group, Problem, Rule, parse
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import contacts, criteria, subscriptions
@@ -27,23 +29,28 @@ class UnknownCriteriaError(ValueError):
     """No criteria of that name are stored."""
 
 
-def where(tree: Any, catalogue: Catalogue) -> ColumnElement[bool]:
-    """The condition that ``tree`` (JSON, or what ``rules.parse`` made of it) sets on a row of ``contacts``.
+def where(group: Group, thresholds: Mapping[str, str]) -> ColumnElement[bool]:
+    """The condition that a tree (``rules.parse``) sets on a row of ``contacts``.
 
-    Raises:
-        CriteriaError: what is wrong, with JSON paths.
+    Args:
+        thresholds: of its samples, as ``sampling.thresholds`` finds them; empty when it has none.
     """
-    group = tree if isinstance(tree, Group) else parse(tree, catalogue)
-    return _group(group, negated=False)
+    return _group(group, thresholds, negated=False)
 
 
-def _group(group: Group, *, negated: bool) -> ColumnElement[bool]:
+def _group(group: Group, thresholds: Mapping[str, str], *, negated: bool) -> ColumnElement[bool]:
     inside = negated or group.negated
-    members = [_group(m, negated=inside) if isinstance(m, Group) else _rule(m, negated=inside) for m in group.members]
-    if not members:
-        return true()
-    condition = and_(*members) if group.conjunction else or_(*members)
-    return not_(condition.self_group()) if group.negated else condition
+    members = [
+        _group(m, thresholds, negated=inside) if isinstance(m, Group) else _rule(m, negated=inside)
+        for m in group.members
+    ]
+    condition = (and_(*members) if group.conjunction else or_(*members)) if members else true()
+    if group.negated:
+        condition = not_(condition.self_group())
+    if group.sample is None:
+        return condition
+    point = sample_point(group.sample.seed, contacts.c.address_hash)
+    return and_(condition.self_group(), point <= thresholds[group.sample.criteria])
 
 
 def _rule(rule: Rule, *, negated: bool) -> ColumnElement[bool]:
@@ -51,6 +58,9 @@ def _rule(rule: Rule, *, negated: bool) -> ColumnElement[bool]:
     if rule.field.kind == FieldKind.LIST:
         return _membership(rule)
     value = field_expression(rule.field)
+    if rule.field.kind == FieldKind.TEXT_LIST and rule.values:
+        found = has_item(rule.field, rule.values)
+        return and_(value.is_not(None), not_(found)) if rule.operator == Operator.NOT_IN else found
     if rule.operator == Operator.NULL:
         return value.is_(None)
     if rule.operator == Operator.NOT_NULL:
@@ -67,7 +77,7 @@ def _compare(value: ColumnElement[Any], operator: Operator, operands: Sequence[A
             return value == first
         case Operator.NE:
             return value != first
-        case Operator.LT:
+        case Operator.LT | Operator.BEFORE_LAST_DAYS:
             return value < first
         case Operator.LE:
             return value <= first
@@ -79,8 +89,11 @@ def _compare(value: ColumnElement[Any], operator: Operator, operands: Sequence[A
             return value.in_(operands)
         case Operator.NOT_IN:
             return value.not_in(operands)
-        case Operator.BETWEEN:
+        case Operator.BETWEEN | Operator.IN_LAST_DAYS | Operator.IN_NEXT_DAYS:
             return value.between(first, operands[1])
+        case Operator.ANNIVERSARY:
+            day, last = func.substr(value, 6, 5), operands[1]
+            return day.between(first, last) if str(first) <= str(last) else or_(day >= first, day <= last)
         case Operator.CONTAINS:
             return func.instr(value, first) > 0
         case Operator.BEGINS_WITH:
@@ -94,11 +107,11 @@ def _compare(value: ColumnElement[Any], operator: Operator, operands: Sequence[A
 def _within(value: ColumnElement[Any], rule: Rule) -> ColumnElement[bool]:
     first, last = (cast(Span, rule.values[n]) for n in (0, -1))
     match rule.operator:
-        case Operator.EQ | Operator.BETWEEN:
+        case Operator.EQ | Operator.BETWEEN | Operator.IN_LAST_DAYS | Operator.IN_NEXT_DAYS:
             return and_(value >= first.start, value < last.end)
         case Operator.NE:
             return or_(value < first.start, value >= first.end)
-        case Operator.LT:
+        case Operator.LT | Operator.BEFORE_LAST_DAYS:
             return value < first.start
         case Operator.LE:
             return value < first.end
@@ -151,8 +164,10 @@ def canonical(tree: Any) -> str:
     return json.dumps(tree, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def rules_sha256(tree: Any) -> str:
-    return hashlib.sha256(canonical(tree).encode()).hexdigest()
+def rules_sha256(tree: Any, references: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Of a tree, and of the other criteria that it leads to."""
+    meant = {"rules": tree, "references": dict(references)} if references else tree
+    return hashlib.sha256(canonical(meant).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,7 @@ def save(
     """
     if not name or name != name.strip() or len(name) > 128 or not name.isprintable():
         raise ValueError(f"{name!r} is no name for criteria: 1 to 128 printable characters, no space around them")
-    parse(tree, catalogue)
+    parse(tree, catalogue, name=name)
     values: dict[str, Any] = {"rules": tree, "updated_at": now(), "updated_by": actor}
     if description is not None:
         values["description"] = description

@@ -10,15 +10,18 @@ Each bit is one plain statement about a contact, seen from the list of the campa
     COMPLAINED          likewise
     INVALID_ADDRESS     the contact is in that state, or in one that this release doesn't know
     ERASED              likewise, or suppressed because the person was erased
+    EXCLUDED_LIST       on a list that the campaign leaves out (pending or confirmed), or matches criteria that it does
+    CONTROL_GROUP       in the part of all people that the campaign holds back, to compare with
 
-So one person often has several: who unsubscribes is UNSUBSCRIBED and SUPPRESSED_ADDRESS. ALREADY_SENT and DUPLICATE are
-known only at publication (``publication.py``).
+So one person often has several: who unsubscribes is UNSUBSCRIBED and SUPPRESSED_ADDRESS. ALREADY_SENT, DUPLICATE and
+FREQUENCY_CAP are known only at publication (``publication.py``).
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, and_, case, func, literal, select, type_coerce
+from sqlalchemy import ColumnElement, FromClause, and_, case, exists, func, literal, or_, select, type_coerce
 from sqlalchemy.types import Integer
 
 from mailer_lib.database.schema import contacts, domain_suppressions, subscriptions, suppressions
@@ -47,7 +50,16 @@ class Exclusions:
     reasons: ColumnElement[int]
 
 
-def exclusions(list_id: int) -> Exclusions:
+@dataclass(frozen=True)
+class Held:
+    """Whom one campaign leaves out besides those whom nobody may mail."""
+
+    lists: Sequence[int] = ()
+    matching: ColumnElement[bool] | None = None  # criteria to be left out, as a condition on ``contacts``
+    control: ColumnElement[bool] | None = None
+
+
+def exclusions(list_id: int, held: Held = Held()) -> Exclusions:
     """For campaigns to one list. The joins are on primary keys; the suppressions cost one index look-up a contact."""
     subscription = subscriptions.alias("consent")
     barred_domain = domain_suppressions.alias("barred_domain")
@@ -61,7 +73,27 @@ def exclusions(list_id: int) -> Exclusions:
     )
     by_domain = case((barred_domain.c.domain.is_not(None), int(ExclusionReason.SUPPRESSED_DOMAIN)), else_=0)
     reasons = by_suppression(list_id).bitwise_or(by_consent).bitwise_or(by_domain).bitwise_or(_by_state())
+    for condition, bit in _held(held):
+        reasons = reasons.bitwise_or(case((condition, int(bit)), else_=0))
     return Exclusions(people, type_coerce(reasons, Integer()))
+
+
+def _held(held: Held) -> Iterator[tuple[ColumnElement[bool], ExclusionReason]]:
+    left_out: list[ColumnElement[bool]] = []
+    if held.lists:
+        theirs = subscriptions.alias("left_out")
+        found = select(theirs.c.list_id).where(
+            theirs.c.contact_id == contacts.c.id,
+            theirs.c.list_id.in_(held.lists),
+            theirs.c.state != SubscriptionState.UNSUBSCRIBED,
+        )
+        left_out.append(exists(found.correlate(contacts)))
+    if held.matching is not None:
+        left_out.append(held.matching)
+    if left_out:
+        yield or_(*left_out), ExclusionReason.EXCLUDED_LIST
+    if held.control is not None:
+        yield held.control, ExclusionReason.CONTROL_GROUP
 
 
 def seed_exclusions(list_id: int) -> Exclusions:

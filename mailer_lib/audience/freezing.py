@@ -33,6 +33,7 @@ def freeze(
     weights: Sequence[int],
     barred: Mapping[bytes, ExclusionReason],
     already: Collection[bytes],
+    at_cap: Collection[bytes] = (),
 ) -> FrozenShard:
     """Sort by person, drop whom a shard may not hold, add key and variant, interleave by mailbox provider.
 
@@ -40,6 +41,7 @@ def freeze(
         people: what ranges selected for this shard; the shard's columns without ``message_key`` and ``variant``.
         barred: reasons by address hash of people whom another range excluded under the same address: consent wins.
         already: message keys that this edition has sent, or may have.
+        at_cap: address hashes of people who got as many messages as they may.
     """
     people = people.sort_by([("address_hash", "ascending"), ("contact_id", "ascending")])
     ids: list[int] = column_of(people, "contact_id")
@@ -56,6 +58,8 @@ def freeze(
             reasons |= ExclusionReason.DUPLICATE
         if key in already:
             reasons |= ExclusionReason.ALREADY_SENT
+        if address_hash in at_cap:
+            reasons |= ExclusionReason.FREQUENCY_CAP
         previous = address_hash
         if reasons:
             dropped.append((contact_id, address_hash, int(reasons)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mailer_lib.audience.plan import SnapshotError
+from mailer_lib.audience.plan import Exclude, SnapshotError
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -21,6 +21,7 @@ class CriteriaText(_Part):
     source: str  # criteria | seeds
     name: str  # of the stored criteria or the seed list; empty when the rules came from elsewhere
     rules: Any
+    references: dict[str, Any] = {}  # other criteria that the rules lead to, by name
     sha256: str
 
 
@@ -82,6 +83,7 @@ class Manifest(_Part):
     send_id: int
     list_id: int
     criteria: CriteriaText
+    exclude: Exclude = Exclude()
     weights: tuple[int, ...]
     as_of: datetime
     max_contact_id: int

@@ -42,6 +42,37 @@ class IdRange(BaseModel):
     last: int
 
 
+class FrequencyCap(BaseModel):
+    """At most so many messages of campaigns of one class to a person in so many days."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    messages: int = Field(ge=1)
+    days: int = Field(ge=1)
+    campaign_class: str
+
+
+class ControlGroup(BaseModel):
+    """``percent`` of all people, the same for the same seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    percent: float = Field(gt=0, le=100)
+    seed: str
+
+
+class Exclude(BaseModel):
+    """Whom the campaign leaves out besides those whom nobody may mail (``exclusions.py``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lists: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+    control_group: ControlGroup | None = None
+    frequency_cap: FrequencyCap | None = None
+    references: dict[str, Any] = {}  # the trees of ``criteria`` and of all that they lead to; filled by the plan
+
+
 class Inputs(BaseModel):
     """What the caller wants frozen. A plan is resumed only for the same inputs."""
 
@@ -50,9 +81,11 @@ class Inputs(BaseModel):
     source: PlanSource
     criteria_name: str = ""
     rules: Any = None  # source criteria: the tree
-    rules_sha256: str = ""
+    references: dict[str, Any] = {}  # the other criteria that ``rules`` leads to, as they were then
+    rules_sha256: str = ""  # of both
     seed_list: str = ""  # source seeds
     list_id: int
+    exclude: Exclude = Exclude()
     attributes: dict[str, AttributeType] = {}  # used keys, with their types
     weights: tuple[int, ...] = Field(min_length=1, max_length=MAX_VARIANTS)
 
@@ -70,6 +103,7 @@ class SnapshotPlan(BaseModel):
     inputs: Inputs
     as_of: datetime  # "now" of every range
     max_contact_id: int
+    thresholds: dict[str, str] = {}  # of the criteria's random samples (sampling.py)
     matching: int  # counted when the plan was made, whoever may be mailed
     shards: int  # publication raises it to a multiple when a shard would grow too big
     ranges: tuple[IdRange, ...]

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, insert, select, update
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.assembly import assemble
 from mailer_lib.audience.files import sync_folder
+from mailer_lib.audience.frequency import counting_of
 from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan, edition_folder
 from mailer_lib.database.engine import read, write
@@ -42,13 +43,25 @@ def publish(engine: Engine, settings: Settings, plan: SnapshotPlan, already: Col
         if _state(engine, plan) == SnapshotState.PUBLISHED:
             made = manifests.load(final)
         else:
-            reopen(plan.folder(settings), final)
-            made = assemble(settings, plan, already if isinstance(already, Set) else frozenset(already))
-            plan.folder(settings).rename(final)
-            sync_folder(final.parent)
-            _record(engine, plan, made)
+            keys = already if isinstance(already, Set) else frozenset(already)
+            made, counted = _assembled(engine, settings, plan, keys, final)
+            while not _record(engine, settings, plan, made, counted):
+                made, counted = _assembled(engine, settings, plan, keys, final)
         shutil.rmtree(final / "ranges", ignore_errors=True)
         return made
+
+
+def _assembled(
+    engine: Engine, settings: Settings, plan: SnapshotPlan, already: Set[bytes], final: Path
+) -> tuple[Manifest, frozenset[int]]:
+    """The files, in their final place; and the other snapshots that a frequency cap counted."""
+    reopen(plan.folder(settings), final)
+    with read(engine) as connection:
+        counting = counting_of(connection, settings, plan)
+    made = assemble(settings, plan, already, counting)
+    plan.folder(settings).rename(final)
+    sync_folder(final.parent)
+    return made, frozenset() if counting is None else counting.snapshots
 
 
 def reopen(building: Path, published: Path) -> None:
@@ -76,8 +89,12 @@ def _state(engine: Engine, plan: SnapshotPlan) -> SnapshotState:
     return SnapshotState(state)
 
 
-def _record(engine: Engine, plan: SnapshotPlan, made: Manifest) -> None:
-    """All that makes the shards leasable, in one transaction."""
+def _record(engine: Engine, settings: Settings, plan: SnapshotPlan, made: Manifest, counted: Set[int]) -> bool:
+    """All that makes the shards leasable, in one transaction.
+
+    False, with nothing done, when a send that the frequency cap has to count was published since it was counted: of two
+    that freeze together the second one counts the first.
+    """
     mine = (snapshots.c.send_id == plan.send_id, snapshots.c.phase == plan.phase)
     values = {
         "state": SnapshotState.PUBLISHED,
@@ -87,6 +104,12 @@ def _record(engine: Engine, plan: SnapshotPlan, made: Manifest) -> None:
         "published_at": made.published_at,
     }
     with write(engine) as connection:
+        if plan.inputs.exclude.frequency_cap is not None:
+            # One row that all publications under a cap lock, whatever their class: the oldest snapshot there is.
+            connection.execute(select(snapshots.c.id).order_by(snapshots.c.id).limit(1).with_for_update())
+            due = counting_of(connection, settings, plan)
+            if due is not None and due.snapshots - counted:
+                return False
         building = update(snapshots).where(*mine, snapshots.c.state == SnapshotState.BUILDING).values(values)
         if connection.execute(building).rowcount != 1:
             raise SnapshotError(f"the snapshot of {plan} was published or discarded by somebody else meanwhile")
@@ -105,3 +128,4 @@ def _record(engine: Engine, plan: SnapshotPlan, made: Manifest) -> None:
         ]
         if rows:
             connection.execute(insert(shards), rows)
+    return True

@@ -7,11 +7,12 @@
 A range is read in a stream and written in runs of at most ``RUN_ROWS`` rows, so its size doesn't matter to memory.
 """
 
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
 from mailer_lib.audience.manifest import MANIFEST_FILE, RangeRead
 from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
+from mailer_lib.audience.rules import parse
+from mailer_lib.audience.sampling import held
 from mailer_lib.contacts.address import AddressError, normalise
 from mailer_lib.contacts.providers import provider_of
 from mailer_lib.database.engine import now, read
@@ -184,11 +187,14 @@ def _columns(plan: SnapshotPlan, reasons: ColumnElement[int]) -> list[ColumnElem
 
 def range_statement(plan: SnapshotPlan, known: catalogue.Catalogue, ids: IdRange) -> Select[Any]:
     """Everybody of one range who matches, barred or not."""
-    barred = exclusions(plan.inputs.list_id)
+    exclude = plan.inputs.exclude
+    frozen = replace(known, criteria={**plan.inputs.references, **exclude.references})
+    barred = exclusions(plan.inputs.list_id, held(exclude, frozen, plan.thresholds, now=plan.as_of))
+    picked = where(parse(plan.inputs.rules, frozen, now=plan.as_of), plan.thresholds)
     return (
         select(*_columns(plan, barred.reasons))
         .select_from(barred.people)
-        .where(contacts.c.id.between(ids.first, min(ids.last, plan.max_contact_id)), where(plan.inputs.rules, known))
+        .where(contacts.c.id.between(ids.first, min(ids.last, plan.max_contact_id)), picked)
     )
 
 
@@ -266,6 +272,8 @@ def _split(rows: Sequence[Sequence[Any]], schema: pa.Schema, shards: int) -> tup
     for place, column in enumerate(schema):
         if pa.types.is_boolean(column.type):
             values[place] = [None if v is None else bool(v) for v in values[place]]
+        elif pa.types.is_list(column.type):
+            values[place] = [None if v is None else json.loads(v) for v in values[place]]
     shard = pa.array(shard_numbers(hashes, shards))
     mask = np.asarray(reasons, dtype=np.int32)
     arrays = [pa.array(v, column.type) for v, column in zip(values, schema, strict=True)]

@@ -4,38 +4,53 @@
         {"field": "attribute.tier", "operator": "in", "value": ["gold", "silver"]},
         {"combinator": "or", "rules": [...]}]}
 
-Values: text, number, true/false, ISO 8601 day or moment, name of a list. ``in``, ``notIn`` and ``between`` take an
-array or react-querybuilder's comma-separated text; numbers may come as text, as its number inputs write them. ``null``
-and ``notNull`` take none. Text is compared exactly, capitals included; white space in it becomes single spaces, as in
-what is stored.
+Values: text, number, true/false, ISO 8601 day or moment, name of a list, name of other criteria, a number of days.
+``in``, ``notIn`` and ``between`` take an array or react-querybuilder's comma-separated text; numbers may come as text,
+as its number inputs write them. ``null`` and ``notNull`` take none. Text is compared exactly, capitals included; white
+space in it becomes single spaces, as in what is stored.
+
+The root may have, beside react-querybuilder's keys,
+
+    "version": 1, "timezone": "Europe/Berlin",       days and "today" are that zone's; UTC without
+    "sample": {"percent": 10, "seed": "spring"}      a random part of those who match: {"count": 1000, …} likewise
+
+A sample is stable: the same seed picks the same people, whoever asks and in however many ranges. ``percent`` takes each
+person with that chance; ``count`` takes that many (all, when there are fewer), by one threshold for the whole.
+
+Other criteria (``{"field": "criteria", "operator": "=", "value": "big spenders"}``, ``!=`` for everybody else) come
+with their own time zone and sample. All trees together must keep the limits below; none may lead back to itself.
 
 What a missing value means: it matches ``null`` and nothing else, ``!=`` and ``notIn`` included; ``not`` is the exact
 complement. So ``tier != gold`` leaves out who has no tier, and ``not (tier = gold)`` takes them in. Membership of a
-list is never missing: ``list != x`` is everybody without a subscription to x.
+list is never missing: ``list != x`` is everybody without a subscription to x. In a list of texts, ``contains`` looks
+for one item, ``in`` for any of some, ``notIn`` for none of them.
 
 Everybody is ``{"combinator": "and", "rules": []}``; an empty group anywhere else is an error, because some tools read
 it as "everybody" and some as "nobody".
 """
 
-import json
-import math
-import unicodedata
-from collections.abc import Mapping, Sequence
+import zoneinfo
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, TypeAlias
+from datetime import UTC, datetime, tzinfo
+from fractions import Fraction
+from typing import Any
 
-from mailer_lib.audience.catalogue import Catalogue, Field, FieldKind, Operator
+from mailer_lib.audience.catalogue import Catalogue, Field, FieldKind, Operator, suggestion
+from mailer_lib.audience.operands import RELATIVE, Clock, OperandError, Value, kind_of, read_days, read_operand, show
 
 VERSION = 1
 MAX_DEPTH = 16  # groups within groups
 MAX_RULES = 500  # in the whole tree: SQLite's expressions nest at most 1,000 deep
 MAX_VALUES = 500  # of one in / notIn
 MAX_ALL_VALUES = 20_000  # bound values of the tree; SQLite takes 32,766
-MAX_TEXT = 1_000
+MAX_SEED = 64
+MAX_SAMPLE = 1_000_000_000
 
 _GROUP_KEYS = {"id", "combinator", "rules", "not", "path", "disabled"}
+_ROOT_KEYS = _GROUP_KEYS | {"version", "timezone", "sample"}
 _RULE_KEYS = {"id", "field", "operator", "value", "valueSource", "path", "disabled"}
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -56,19 +71,10 @@ class CriteriaError(ValueError):
 
 
 @dataclass(frozen=True)
-class Span:
-    """A moment, or a whole day: ``start <= t < end``, UTC."""
-
-    start: datetime
-    end: datetime
-
-
-Value: TypeAlias = str | float | bool | Span | int
-
-
-@dataclass(frozen=True)
 class Rule:
-    """``values``: none for null/notNull, two for between, one or more for in/notIn, else one. Lists are their ids."""
+    """``values``: none for null/notNull, two for between, one or more for in/notIn, else one. Lists are their ids;
+    relative dates are what they come to today (``operands.read_days``).
+    """
 
     field: Field
     operator: Operator
@@ -76,231 +82,243 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """``percent`` or ``count``. ``criteria`` says whose it is: a name, or empty for the tree that was parsed."""
+
+    criteria: str
+    seed: str
+    percent: Fraction | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
 class Group:
     conjunction: bool  # and / or
     negated: bool
     members: tuple["Rule | Group", ...]
+    sample: Sample | None = None  # of whom the group picks, ``negated`` included
 
 
-def parse(tree: Any, catalogue: Catalogue) -> Group:
+def parse(tree: Any, catalogue: Catalogue, *, now: datetime | None = None, name: str = "") -> Group:
     """Check ``tree`` (what ``json.loads`` gives).
+
+    Args:
+        now: what relative dates are relative to. Without it they are read, but mean nothing: for checking.
+        name: under which the tree is, or is to be stored: other criteria may not lead back to it.
 
     Raises:
         CriteriaError: all that is wrong with it.
     """
-    reader = _Reader(catalogue)
-    group = reader.group(tree, "$", 1)
+    reader = _Reader(catalogue, now or _LONG_AGO)
+    group = reader.document(tree, _Place(), (name,) if name else (), 1)
     if reader.problems or group is None:
         raise CriteriaError(reader.problems)
     return group
 
 
-class _Reader:
-    """Walks the tree once and keeps going after a problem, so that an operator sees them all."""
+def references(tree: Any, catalogue: Catalogue) -> dict[str, Any]:
+    """The stored trees that ``tree`` leads to, by name: what has to be kept for it to mean the same for ever."""
+    found: dict[str, Any] = {}
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, Mapping):
+            continue
+        name = node.get("value") if node.get("field") == "criteria" else None
+        if isinstance(name, str) and name in catalogue.criteria and name not in found:
+            found[name] = catalogue.criteria[name]
+            waiting.append(found[name])
+        members = node.get("rules")
+        waiting.extend(members if isinstance(members, Sequence) and not isinstance(members, str) else ())
+    return dict(sorted(found.items()))
 
-    def __init__(self, catalogue: Catalogue) -> None:
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a node is: its JSON path in the tree that was given, or in other ``criteria``, named by a rule there."""
+
+    path: str = "$"
+    criteria: str = ""
+    named_at: "_Place | None" = None
+
+    def at(self, step: str) -> "_Place":
+        return _Place(self.path + step, self.criteria, self.named_at)
+
+    def problem(self, text: str) -> Problem:
+        if self.named_at is None:
+            return Problem(self.path, text)
+        return self.named_at.problem(f'in criteria "{self.criteria}", {self.path}: {text}')
+
+
+class _Reader:
+    """Walks the trees once and keeps going after a problem, so that an operator sees them all."""
+
+    def __init__(self, catalogue: Catalogue, now: datetime) -> None:
         self.catalogue = catalogue
         self.fields = catalogue.fields
+        self.now = now
         self.problems: list[Problem] = []
         self.rules = 0
         self.values = 0
+        self.chain: tuple[str, ...] = ()
+        self.clock = Clock(now, UTC)
 
-    def fail(self, path: str, text: str) -> None:
-        self.problems.append(Problem(path, text))
+    def fail(self, place: _Place, text: str) -> None:
+        self.problems.append(place.problem(text))
 
-    def group(self, node: Any, path: str, depth: int) -> Group | None:
+    def document(self, node: Any, place: _Place, chain: tuple[str, ...], depth: int) -> Group | None:
+        """A whole tree: the one that was given, or stored criteria that it names (the last of ``chain``)."""
+        before = self.chain, self.clock
+        root = node if isinstance(node, Mapping) else {}
+        self.chain, self.clock = chain, Clock(self.now, self._zone(root.get("timezone", "UTC"), place))
+        sample = self._sample(root["sample"], place.at(".sample")) if "sample" in root else None
+        if root.get("version", VERSION) != VERSION:
+            self.fail(place.at(".version"), f"this release reads version {VERSION}, not {show(root['version'])}")
+        group = self.group(node, place, depth, root=True)
+        self.chain, self.clock = before
+        return None if group is None else Group(group.conjunction, group.negated, group.members, sample)
+
+    def group(self, node: Any, place: _Place, depth: int, *, root: bool = False) -> Group | None:
         if not isinstance(node, Mapping):
-            self.fail(path, f"must be a group with combinator and rules, not {_kind(node)}")
+            self.fail(place, f"must be a group with combinator and rules, not {kind_of(node)}")
             return None
         if depth > MAX_DEPTH:
-            self.fail(path, f"groups are nested more than {MAX_DEPTH} deep; flatten them")
+            self.fail(place, f"groups are nested more than {MAX_DEPTH} deep; flatten them")
             return None
-        known = _GROUP_KEYS | {"version"} if depth == 1 else _GROUP_KEYS
-        self._unknown_keys(node, path, known)
-        if depth == 1 and node.get("version", VERSION) != VERSION:
-            self.fail("$.version", f"this release reads version {VERSION}, not {_show(node['version'])}")
+        self._unknown_keys(node, place, _ROOT_KEYS if root else _GROUP_KEYS)
         combinator, negated, members = node.get("combinator"), node.get("not", False), node.get("rules")
         if not isinstance(combinator, str) or combinator not in {"and", "or"}:
-            self.fail(f"{path}.combinator", f'must be "and" or "or", not {_show(combinator)}')
+            self.fail(place.at(".combinator"), f'must be "and" or "or", not {show(combinator)}')
         if not isinstance(negated, bool):
-            self.fail(f"{path}.not", f"must be true or false, not {_kind(negated)}")
+            self.fail(place.at(".not"), f"must be true or false, not {kind_of(negated)}")
         if not isinstance(members, Sequence) or isinstance(members, str):
-            self.fail(f"{path}.rules", f"must be an array of rules and groups, not {_kind(members)}")
+            self.fail(place.at(".rules"), f"must be an array of rules and groups, not {kind_of(members)}")
             return None
-        if not members and not (depth == 1 and combinator == "and" and negated is False):
-            self.fail(f"{path}.rules", "is empty; remove the group or give it a rule")
+        if not members and not (root and combinator == "and" and negated is False):
+            self.fail(place.at(".rules"), "is empty; remove the group or give it a rule")
         found: list[Rule | Group] = []
         for number, member in enumerate(members):
-            here = f"{path}.rules[{number}]"
+            here = place.at(f".rules[{number}]")
             nested = isinstance(member, Mapping) and ("rules" in member or "combinator" in member)
-            made = self.group(member, here, depth + 1) if nested else self.rule(member, here)
+            made = self.group(member, here, depth + 1) if nested else self.rule(member, here, depth)
             if made is not None:
                 found.append(made)
             if self.rules > MAX_RULES or self.values > MAX_ALL_VALUES:
                 if not any(p.path == "$" for p in self.problems):
-                    self.fail("$", f"the tree has more than {MAX_RULES} rules or {MAX_ALL_VALUES} values")
+                    self.problems.append(Problem("$", f"it has more than {MAX_RULES} rules or {MAX_ALL_VALUES} values"))
                 return None
         return Group(combinator == "and", bool(negated), tuple(found))
 
-    def rule(self, node: Any, path: str) -> Rule | None:
+    def rule(self, node: Any, place: _Place, depth: int) -> Rule | Group | None:
         self.rules += 1
         if not isinstance(node, Mapping):
-            self.fail(path, f"must be a rule with field and operator, or a group, not {_kind(node)}")
+            self.fail(place, f"must be a rule with field and operator, or a group, not {kind_of(node)}")
             return None
-        self._unknown_keys(node, path, _RULE_KEYS)
+        self._unknown_keys(node, place, _RULE_KEYS)
         if node.get("valueSource", "value") != "value":
-            self.fail(f"{path}.valueSource", "a field can be compared with a value only, not with another field")
+            self.fail(place.at(".valueSource"), "a field can be compared with a value only, not with another field")
             return None
         name, symbol = node.get("field"), node.get("operator")
         field = self.fields.get(name) if isinstance(name, str) else None
         if field is None:
-            hint = self.catalogue.suggestion(name) if isinstance(name, str) else ""
-            self.fail(f"{path}.field", f"there is no field {_show(name)}{hint}")
+            self.fail(place.at(".field"), f"there is no field {show(name)}{suggestion(name, self.fields)}")
             return None
         try:
             operator = Operator(str(symbol))
         except ValueError:
-            self.fail(f"{path}.operator", f"there is no operator {_show(symbol)}; {_offer(field)}")
+            self.fail(place.at(".operator"), f"there is no operator {show(symbol)}; {_offer(field)}")
             return None
         if operator not in field.operators:
-            self.fail(f"{path}.operator", f'"{operator}" doesn\'t suit {field.name}, a {field.kind}; {_offer(field)}')
+            problem = f'"{operator}" doesn\'t suit {field.name}, a {field.kind}; {_offer(field)}'
+            self.fail(place.at(".operator"), problem)
             return None
+        here = place.at(".value")
+        if field.kind == FieldKind.CRITERIA:
+            return self._other(operator, node.get("value"), here, depth)
         before = len(self.problems)
-        values = self._operands(field, operator, node.get("value"), f"{path}.value")
+        values = self._operands(field, operator, node.get("value"), here)
         return Rule(field, operator, values) if len(self.problems) == before else None
 
-    def _operands(self, field: Field, operator: Operator, raw: Any, path: str) -> tuple[Value, ...]:
+    def _other(self, operator: Operator, name: Any, place: _Place, depth: int) -> Group | None:
+        """Other criteria as a group of their own."""
+        if isinstance(name, str) and name in self.chain:
+            circle = " → ".join([*self.chain[self.chain.index(name) :], name])
+            self.fail(place, f"leads back to itself: {circle}")
+            return None
+        if not isinstance(name, str) or name not in self.catalogue.criteria:
+            near = suggestion(name, self.catalogue.criteria)
+            self.fail(place, f"there are no criteria {show(name)}{near}")
+            return None
+        made = self.document(self.catalogue.criteria[name], _Place("$", name, place), (*self.chain, name), depth + 1)
+        return None if made is None else Group(True, operator == Operator.NE, (made,))
+
+    def _operands(self, field: Field, operator: Operator, raw: Any, place: _Place) -> tuple[Value, ...]:
         if operator in {Operator.NULL, Operator.NOT_NULL}:
             return ()
+        if operator in RELATIVE:
+            self.values += 2
+            try:
+                return read_days(self.clock, field, operator, raw)
+            except OperandError as error:
+                self.fail(place, str(error))
+                return ()
         if operator not in {Operator.IN, Operator.NOT_IN, Operator.BETWEEN}:
-            self.values += 1
-            value = self._value(field, operator, raw, path)
-            return () if value is None else (value,)
+            return self._read(field, operator, [(raw, place)])
         items = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else raw
         if not isinstance(items, Sequence):
-            self.fail(path, f'"{operator}" takes an array, not {_kind(raw)}')
+            self.fail(place, f'"{operator}" takes an array, not {kind_of(raw)}')
             return ()
         if operator == Operator.BETWEEN and len(items) != 2:
-            self.fail(path, f'"between" takes two values, not {len(items)}')
+            self.fail(place, f'"between" takes two values, not {len(items)}')
             return ()
         if not 1 <= len(items) <= MAX_VALUES:
-            self.fail(path, f'"{operator}" takes 1 to {MAX_VALUES} values, not {len(items)}')
+            self.fail(place, f'"{operator}" takes 1 to {MAX_VALUES} values, not {len(items)}')
             return ()
-        self.values += len(items)
         named = isinstance(raw, str)
-        made = [self._value(field, operator, v, path if named else f"{path}[{n}]") for n, v in enumerate(items)]
-        return tuple(value for value in made if value is not None)
+        places = [place if named else place.at(f"[{n}]") for n in range(len(items))]
+        return self._read(field, operator, zip(items, places, strict=True))
 
-    def _value(self, field: Field, operator: Operator, raw: Any, path: str) -> Value | None:
-        match field.kind:
-            case FieldKind.TEXT:
-                return self._text(operator, raw, path)
-            case FieldKind.NUMBER:
-                return self._number(raw, path)
-            case FieldKind.BOOLEAN:
-                if not isinstance(raw, bool):
-                    self.fail(path, f"must be true or false, not {_kind(raw)}")
-                    return None
-                return raw
-            case FieldKind.DATE:
-                day = _day(raw)
-                if day is None:
-                    self.fail(path, f"must be a day like 2026-11-24, not {_show(raw)}")
-                    return None
-                return day.isoformat()
-            case FieldKind.INSTANT:
-                return self._span(raw, path)
-            case FieldKind.LIST:
-                return self._list(raw, path)
-
-    def _text(self, operator: Operator, raw: Any, path: str) -> str | None:
-        if not isinstance(raw, str):
-            self.fail(path, f"must be a text, not {_kind(raw)}")
-            return None
-        if len(raw) > MAX_TEXT or any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in raw):
-            self.fail(path, f"must have at most {MAX_TEXT} characters, none of them a control character")
-            return None
-        piece = operator in {Operator.CONTAINS, Operator.BEGINS_WITH, Operator.ENDS_WITH}
-        if piece and not raw:
-            self.fail(path, f'"{operator}" takes at least one character')
-            return None
-        text = unicodedata.normalize("NFC", raw)  # as stored texts are (contacts.attributes.clean_text)
-        return text if piece else " ".join(text.split())
-
-    def _number(self, raw: Any, path: str) -> float | None:
-        number: float | None = None
-        if isinstance(raw, int | float | str) and not isinstance(raw, bool):
+    def _read(self, field: Field, operator: Operator, raws: Iterable[tuple[Any, _Place]]) -> tuple[Value, ...]:
+        found: list[Value] = []
+        for raw, place in raws:
+            self.values += 1
             try:
-                number = float(raw)
-            except (ValueError, OverflowError):
-                number = None
-        if number is None or not math.isfinite(number):
-            self.fail(path, f"must be a number, not {_show(raw)}")
+                found.append(read_operand(self.catalogue, self.clock, field, operator, raw))
+            except OperandError as error:
+                self.fail(place, str(error))
+        return tuple(found)
+
+    def _zone(self, name: Any, place: _Place) -> tzinfo:
+        if isinstance(name, str) and name in zoneinfo.available_timezones():
+            return zoneinfo.ZoneInfo(name)
+        self.fail(place.at(".timezone"), f"must be a time zone like Europe/Berlin, not {show(name)}")
+        return UTC
+
+    def _sample(self, node: Any, place: _Place) -> Sample | None:
+        if not isinstance(node, Mapping) or ("percent" in node) == ("count" in node):
+            self.fail(place, 'must be an object with either "percent" or "count", and "seed"')
             return None
-        return number
-
-    def _span(self, raw: Any, path: str) -> Span | None:
-        day = _day(raw)
-        if day is not None:
-            start = datetime.combine(day, time(), UTC)
-            return Span(start, datetime.max.replace(tzinfo=UTC) if day == date.max else start + timedelta(days=1))
-        moment: datetime | None = None
-        if isinstance(raw, str):
-            try:
-                moment = datetime.fromisoformat(raw)
-                moment = moment.astimezone(UTC) if moment.tzinfo is not None else None
-                if moment is not None:
-                    return Span(moment, moment + timedelta(microseconds=1))
-            except (ValueError, OverflowError):
-                pass
-        example = "2026-11-24T08:00:00+01:00"
-        self.fail(path, f"must be a day, or a moment with its time zone like {example}, not {_show(raw)}")
-        return None
-
-    def _list(self, raw: Any, path: str) -> int | None:
-        if not isinstance(raw, str) or raw not in self.catalogue.lists:
-            hint = self.catalogue.suggestion(raw, "lists") if isinstance(raw, str) else ""
-            self.fail(path, f"there is no list {_show(raw)}{hint}")
+        self._unknown_keys(node, place, {"percent", "count", "seed"})
+        before = len(self.problems)
+        seed, size = node.get("seed"), node.get("percent", node.get("count"))
+        if not isinstance(seed, str) or not 1 <= len(seed) <= MAX_SEED or not seed.isprintable():
+            self.fail(place.at(".seed"), f"must be a text of 1 to {MAX_SEED} printable characters, not {show(seed)}")
+        number = isinstance(size, int | float) and not isinstance(size, bool)
+        if "percent" in node and not (number and 0 < size <= 100):
+            self.fail(place.at(".percent"), f"must be above 0 and at most 100, not {show(size)}")
+        if "count" in node and not (number and isinstance(size, int) and 1 <= size <= MAX_SAMPLE):
+            self.fail(place.at(".count"), f"must be a whole number, 1 to {MAX_SAMPLE}, not {show(size)}")
+        if len(self.problems) > before:
             return None
-        return self.catalogue.lists[raw]
+        name = self.chain[-1] if place.criteria else ""
+        if "count" in node:
+            return Sample(name, str(seed), count=size)
+        return Sample(name, str(seed), percent=Fraction(str(size)))
 
-    def _unknown_keys(self, node: Mapping[Any, Any], path: str, known: set[str]) -> None:
+    def _unknown_keys(self, node: Mapping[Any, Any], place: _Place, known: set[str]) -> None:
         for key in sorted(str(k) for k in node if k not in known):
-            self.fail(path, f'has "{key}", which means nothing here; known are {", ".join(sorted(known))}')
-
-
-def _day(raw: Any) -> date | None:
-    if isinstance(raw, str) and len(raw) == 10:
-        try:
-            return date.fromisoformat(raw)
-        except ValueError:
-            return None
-    return None
+            self.fail(place, f'has "{key}", which means nothing here; known are {", ".join(sorted(known))}')
 
 
 def _offer(field: Field) -> str:
     return f"{field.name} takes " + " ".join(o for o in Operator if o in field.operators)
-
-
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true or false"
-        case str():
-            return "a text"
-        case int() | float():
-            return "a number"
-        case Mapping():
-            return "an object"
-        case Sequence():
-            return "an array"
-    return type(value).__name__
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return _kind(value)
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

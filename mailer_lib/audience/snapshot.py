@@ -10,8 +10,8 @@ docs/architecture.md, "Files", has the folders. A seed list takes the same road 
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from mailer_lib.audience import catalogue
 from mailer_lib.audience.counts import matching_statement
-from mailer_lib.audience.criteria import rules_sha256
+from mailer_lib.audience.criteria import rules_sha256, where
 from mailer_lib.audience.files import replace_file, sync_folder
 from mailer_lib.audience.manifest import Manifest, RangeRead
 from mailer_lib.audience.plan import (
     PLAN_FILE,
+    Exclude,
     IdRange,
     Inputs,
     PlanSource,
@@ -41,6 +42,9 @@ from mailer_lib.audience.plan import (
 )
 from mailer_lib.audience.publication import publish, reopen
 from mailer_lib.audience.ranges import build_range
+from mailer_lib.audience.rules import CriteriaError, parse
+from mailer_lib.audience.rules import references as rules_references
+from mailer_lib.audience.sampling import excluded_group, thresholds
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, shards, snapshots
 from mailer_lib.settings import Settings
@@ -72,6 +76,7 @@ def plan_snapshot(
     attributes: Sequence[str] = (),
     weights: Sequence[int] = (1,),
     criteria_name: str = "",
+    exclude: Exclude = Exclude(),  # noqa: B008  frozen
 ) -> SnapshotPlan:
     """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
 
@@ -85,32 +90,58 @@ def plan_snapshot(
         attributes: keys that template or criteria need in the shards.
         weights: of the variants, in their order.
         criteria_name: under which ``rules`` are stored, for the manifest.
+        exclude: whom the campaign leaves out.
 
     Raises:
-        SnapshotError: no such send, an attribute that isn't declared, wrong weights.
+        SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out.
         CriteriaError: the rules can't be used.
     """
     with read(engine) as connection:
         known = catalogue.load(connection)
-        matching = matching_statement(rules, known)  # checks the rules before anything is written
+    parse(rules, known)  # before anything is written
+    references = rules_references(rules, known)
+    exclude = _whole(exclude, known)
     inputs = Inputs(
         source=PlanSource.CRITERIA,
         criteria_name=criteria_name,
         rules=rules,
-        rules_sha256=rules_sha256(rules),
+        references=references,
+        rules_sha256=rules_sha256(rules, references),
         list_id=list_id,
+        exclude=exclude,
         attributes=used_attributes(attributes, known.attributes),
         weights=check_weights(weights),
     )
 
-    def measure(connection: Connection) -> _Extent:
+    def measure(connection: Connection, as_of: datetime) -> _Extent:
         first, last = connection.execute(select(func.min(contacts.c.id), func.max(contacts.c.id))).one()
         if last is None:
             return _Extent(0, 0, ())
-        count = connection.execute(matching.where(contacts.c.id <= last)).scalar_one()
-        return _Extent(int(last), count, id_ranges(int(first), int(last), range_count(count)))
+        group = parse(rules, known, now=as_of)
+        samples = thresholds(connection, group, int(last))
+        if exclude.criteria:
+            samples |= thresholds(connection, excluded_group(exclude, known, now=as_of), int(last))
+        matching = matching_statement(where(group, samples)).where(contacts.c.id <= last)
+        count = connection.execute(matching).scalar_one()
+        return _Extent(int(last), count, id_ranges(int(first), int(last), range_count(count)), samples)
 
     return _plan(engine, settings, send_id, inputs, measure)
+
+
+def _whole(exclude: Exclude, known: catalogue.Catalogue) -> Exclude:
+    """With the trees of its criteria, checked."""
+    for name in exclude.lists:
+        if name not in known.lists:
+            near = catalogue.suggestion(name, known.lists)
+            raise SnapshotError(f'the campaign leaves out the list "{name}", which doesn\'t exist{near}')
+    if not exclude.criteria:
+        return exclude
+    try:
+        excluded_group(exclude, known)
+    except CriteriaError as error:
+        raise SnapshotError(f"the criteria that the campaign leaves out can't be used: {error}") from None
+    named = [{"field": "criteria", "operator": "=", "value": name} for name in exclude.criteria]
+    return exclude.model_copy(update={"references": rules_references({"rules": named}, known)})
 
 
 def plan_seed_snapshot(
@@ -147,7 +178,7 @@ def plan_seed_snapshot(
         weights=check_weights(weights),
     )
 
-    def measure(connection: Connection) -> _Extent:
+    def measure(connection: Connection, as_of: datetime) -> _Extent:
         last = connection.execute(select(func.coalesce(func.max(contacts.c.id), 0))).scalar_one()
         return _Extent(int(last), seeds, (IdRange(index=0, first=0, last=int(last)),))
 
@@ -195,10 +226,15 @@ class _Extent:
     max_contact_id: int
     matching: int
     ranges: tuple[IdRange, ...]
+    thresholds: Mapping[str, str] = field(default_factory=dict)
 
 
 def _plan(
-    engine: Engine, settings: Settings, send_id: int, inputs: Inputs, measure: Callable[[Connection], _Extent]
+    engine: Engine,
+    settings: Settings,
+    send_id: int,
+    inputs: Inputs,
+    measure: Callable[[Connection, datetime], _Extent],
 ) -> SnapshotPlan:
     with read(engine) as connection:
         campaign, edition = _name(connection, send_id)
@@ -221,7 +257,8 @@ def _plan(
         folder.mkdir(parents=True)
         sync_folder(folder.parent)
         with read(engine) as connection:
-            extent, as_of = measure(connection), now()
+            as_of = now()
+            extent = measure(connection, as_of)
         plan = SnapshotPlan(
             send_id=send_id,
             campaign=campaign,
@@ -230,6 +267,7 @@ def _plan(
             inputs=inputs,
             as_of=as_of,
             max_contact_id=extent.max_contact_id,
+            thresholds=dict(extent.thresholds),
             matching=extent.matching,
             shards=shard_count(extent.matching, settings.shard_rows),
             ranges=extent.ranges,

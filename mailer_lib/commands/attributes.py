@@ -14,27 +14,35 @@ app = typer.Typer(help="Declare the attributes that criteria and templates use."
 @app.command()
 def declare(
     declarations: Annotated[
-        list[str], typer.Argument(help="KEY=TYPE, with type text, number, boolean or date.", metavar="KEY=TYPE…")
+        list[str],
+        typer.Argument(
+            help="KEY=TYPE, type text, number, boolean, date, text-list or enum:a,b,c.", metavar="KEY=TYPE…"
+        ),
     ],
 ) -> None:
-    """Declare attributes with their types. Declaring the same again changes nothing."""
+    """Declare attributes with their types. Again the same changes nothing, but an enum may get more choices."""
     from mailer_lib.commands.errors import WRONG_USAGE, CommandError
     from mailer_lib.contacts import attributes
     from mailer_lib.database import audit
     from mailer_lib.database.engine import write
 
-    wanted: dict[str, AttributeType] = {}
+    wanted: dict[str, tuple[AttributeType, list[str]]] = {}
     for text in declarations:
         key, _, type_ = text.partition("=")
         try:
-            wanted[key] = AttributeType(type_)
+            name, colon, listed = type_.partition(":")
+            wanted[key] = AttributeType(name), listed.split(",") if colon else []
         except ValueError:
-            kinds = ", ".join(AttributeType)
+            kinds = ", ".join(AttributeType).replace("enum", "enum:CHOICE,CHOICE…")
             raise CommandError(f"{text!r}: write KEY=TYPE; the types are {kinds}", WRONG_USAGE) from None
     with open_context() as context, write(context.engine) as connection:
-        new = [key for key, type_ in wanted.items() if attributes.declare(connection, key, type_)]
+        new = [
+            key
+            for key, (type_, choices) in wanted.items()
+            if attributes.declare(connection, key, type_, choices=choices)
+        ]
         for key in new:
-            detail = {"type": wanted[key].value}
+            detail = {"type": wanted[key][0].value}
             audit.record(connection, context.actor, "attributes.declare", f"attribute:{key}", detail)
     console().print(f"{len(new)} declared, {len(wanted) - len(new)} were there already")
 
@@ -46,8 +54,8 @@ def list_() -> None:
     from mailer_lib.database.engine import read
 
     with open_context() as context, read(context.engine) as connection:
-        found = attributes.declared(connection)
+        found, choices = attributes.declared(connection), attributes.declared_choices(connection)
     table = Table("attribute", "type")
     for key, type_ in found.items():
-        table.add_row(key, type_.value)
+        table.add_row(key, f"{type_.value}: {', '.join(choices[key])}" if key in choices else type_.value)
     console().print(table)

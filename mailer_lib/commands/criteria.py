@@ -12,6 +12,7 @@ from mailer_lib.commands.errors import CommandError
 app = typer.Typer(help="Stored sample criteria: who is to be picked.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="Name of the criteria.")]
+Source = Annotated[str, typer.Argument(metavar="NAME|FILE", help="Name of stored criteria, or a rule tree's file.")]
 ListName = Annotated[str | None, typer.Option("--list", help="Judge consent by this list; the only list by default.")]
 
 
@@ -39,6 +40,53 @@ def save(
 
 
 @app.command()
+def check(source: Source) -> None:
+    """Can it be used? Every problem with its JSON path, or what it asks for."""
+    from mailer_lib.audience import catalogue, criteria
+    from mailer_lib.audience.explain import rules_of
+    from mailer_lib.audience.rules import CriteriaError, parse, references
+    from mailer_lib.database.engine import read
+
+    with open_context() as context, read(context.engine) as connection:
+        path = Path(source)
+        try:
+            stored = not path.is_file()
+            tree = criteria.load(connection, source).rules if stored else criteria.read_tree(path.read_bytes())
+            known = catalogue.load(connection)
+            group = parse(tree, known, name=source if stored else "")
+        except CriteriaError as error:
+            raise CommandError("\n".join(f"{source}: {problem}" for problem in error.problems)) from None
+    rules = list(rules_of(group))
+    output = console()
+    output.print(f"{source}: fine, {len(rules)} {'rule' if len(rules) == 1 else 'rules'}")
+    for label, names in (
+        ("fields", sorted({rule.field.name for rule in rules})),
+        ("criteria", list(references(tree, known))),
+    ):
+        if names:
+            output.print(f"  {label}: {', '.join(names)}")
+
+
+@app.command()
+def explain(name: Name) -> None:
+    """How the database would find them, and which index would save it work."""
+    from mailer_lib.audience import catalogue, criteria, sampling
+    from mailer_lib.audience.criteria import where
+    from mailer_lib.audience.explain import explain as explain_tree
+    from mailer_lib.audience.rules import parse
+    from mailer_lib.database.engine import now, read
+
+    with open_context() as context, read(context.engine) as connection:
+        tree = criteria.load(connection, name).rules
+        group = parse(tree, catalogue.load(connection), now=now())
+        found = explain_tree(connection, group, where(group, sampling.thresholds(connection, group)))
+    for line in found.plan:
+        typer.echo(line)
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
+
+
+@app.command()
 def count(name: Name, list_name: ListName = None) -> None:
     """How many match today; of these, how many may be mailed, and why the others not."""
     from mailer_lib.audience import catalogue, counts, criteria
@@ -61,13 +109,14 @@ def sql(name: Name) -> None:
     """The SQL that picks them, with its bound values."""
     from sqlalchemy import select
 
-    from mailer_lib.audience import catalogue, criteria
-    from mailer_lib.database.engine import read
+    from mailer_lib.audience import catalogue, criteria, sampling
+    from mailer_lib.database.engine import now, read
     from mailer_lib.database.schema import contacts
 
     with open_context() as context, read(context.engine) as connection:
         tree = criteria.load(connection, name).rules
-        statement = select(contacts.c.id).where(criteria.where(tree, catalogue.load(connection)))
+        picked = sampling.condition(connection, tree, catalogue.load(connection), now=now())
+        statement = select(contacts.c.id).where(picked)
         compiled = statement.compile(context.engine, compile_kwargs={"render_postcompile": True})
     typer.echo(str(compiled))
     names = list(compiled.positiontup or compiled.params)

@@ -7,12 +7,12 @@ parse.
 import math
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from difflib import get_close_matches
 from functools import lru_cache
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mailer_lib.database.engine import now
@@ -21,6 +21,10 @@ from mailer_lib.terms import AttributeType
 
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_TEXT = 1000
+MAX_ITEM = 200  # characters, of one text in a list
+MAX_ITEMS = 100
+MAX_CHOICES = 500
+ITEM_SEPARATOR = "|"
 # Fixed columns and names that templates and criteria use for something else.
 RESERVED = frozenset(
     {
@@ -36,7 +40,7 @@ _TRUE = frozenset({"true", "yes", "y", "1", "on", "ja", "oui", "si", "sì", "sí
 _FALSE = frozenset({"false", "no", "n", "0", "off", "nein", "non", "nie"})
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-Value = str | float | int | bool
+Value = str | float | int | bool | list[str]
 
 
 class AttributeKeyError(ValueError):
@@ -47,12 +51,19 @@ class ValueProblemError(ValueError):
     """A text that isn't a value of the declared type; the sentence doesn't repeat the text."""
 
 
-def declare(connection: Connection, key: str, type_: AttributeType, label: str | None = None) -> bool:
-    """Declare an attribute. Declaring it again with the same type changes nothing. Returns whether it is new.
+def declare(
+    connection: Connection, key: str, type_: AttributeType, label: str | None = None, choices: Sequence[str] = ()
+) -> bool:
+    """Declare an attribute. Declaring it again with the same type only adds choices. Returns whether it is new.
+
+    Args:
+        choices: of an enum, what it may be; none of another type.
 
     Raises:
-        AttributeKeyError: not a possible key, or declared with another type (values of it may be stored already).
+        AttributeKeyError: not a possible key, choices that can't be, or declared with another type (values of it may be
+            stored already).
     """
+    offered = _clean_choices(key, type_, choices)
     if _KEY.fullmatch(key) is None:
         raise AttributeKeyError(
             f"{key!r} can't be the key of an attribute: a lower-case letter, then letters, digits, _; at most 64"
@@ -64,7 +75,9 @@ def declare(connection: Connection, key: str, type_: AttributeType, label: str |
         try:
             with connection.begin_nested():
                 connection.execute(
-                    insert(attribute_types).values(key=key, type=type_.value, label=label, created_at=now())
+                    insert(attribute_types).values(
+                        key=key, type=type_.value, label=label, choices=list(offered) or None, created_at=now()
+                    )
                 )
             return True
         except IntegrityError:  # somebody else declared it a moment ago
@@ -73,13 +86,39 @@ def declare(connection: Connection, key: str, type_: AttributeType, label: str |
         raise AttributeKeyError(
             f"attribute {key!r} is declared as {existing.value} already; it can't become {type_.value}"
         )
+    known = declared_choices(connection).get(key, ())
+    if more := [choice for choice in offered if choice not in known]:
+        changing = update(attribute_types).where(attribute_types.c.key == key)
+        connection.execute(changing.values(choices=[*known, *more]))
     return False
+
+
+def _clean_choices(key: str, type_: AttributeType, choices: Sequence[str]) -> tuple[str, ...]:
+    if type_ is not AttributeType.ENUM:
+        if choices:
+            raise AttributeKeyError(f"{key!r} is a {type_.value}: only an enum has choices")
+        return ()
+    try:
+        cleaned = tuple(dict.fromkeys(clean_text(choice, MAX_ITEM) for choice in choices))
+    except ValueProblemError as error:
+        raise AttributeKeyError(f"a choice of {key!r} can't be used: {error}") from None
+    if not 1 <= len(cleaned) <= MAX_CHOICES or "" in cleaned:
+        raise AttributeKeyError(f"the enum {key!r} needs 1 to {MAX_CHOICES} choices, none of them empty")
+    return cleaned
 
 
 def declared(connection: Connection) -> dict[str, AttributeType]:
     """Every declared attribute and its type, by key."""
     query = select(attribute_types.c.key, attribute_types.c.type).order_by(attribute_types.c.key)
     return {row.key: AttributeType(row.type) for row in connection.execute(query)}
+
+
+def declared_choices(connection: Connection) -> dict[str, tuple[str, ...]]:
+    """The choices of every enum, by key."""
+    query = select(attribute_types.c.key, attribute_types.c.choices).where(
+        attribute_types.c.type == AttributeType.ENUM.value
+    )
+    return {row.key: tuple(row.choices or ()) for row in connection.execute(query)}
 
 
 def require_declared(types: dict[str, AttributeType], key: str) -> AttributeType:
@@ -146,14 +185,36 @@ def parse_date(text: str) -> str:
         raise ValueProblemError("there is no such day in the calendar") from None
 
 
+def parse_items(text: str) -> list[str]:
+    """Texts between bars, ``hiking | climbing``: without empty ones, each once, in their order."""
+    items = list(dict.fromkeys(item for part in text.split(ITEM_SEPARATOR) if (item := clean_text(part, MAX_ITEM))))
+    if len(items) > MAX_ITEMS:
+        raise ValueProblemError(f"it has more than {MAX_ITEMS} items")
+    return items
+
+
+def enum_parser(choices: Sequence[str]) -> Callable[[str], Value]:
+    """What reads one of ``choices``, spelled exactly."""
+    allowed = frozenset(choices)
+
+    def parse(text: str) -> Value:
+        value = clean_text(text)
+        if value not in allowed:
+            raise ValueProblemError(f"it is none of the choices {', '.join(choices[:10])}")
+        return value
+
+    return parse
+
+
 _PARSERS: dict[AttributeType, Callable[[str], Value]] = {
     AttributeType.TEXT: clean_text,
     AttributeType.NUMBER: parse_number,
     AttributeType.BOOLEAN: parse_boolean,
     AttributeType.DATE: parse_date,
+    AttributeType.TEXT_LIST: parse_items,
 }
 
 
-def parser_of(type_: AttributeType) -> Callable[[str], Value]:
+def parser_of(type_: AttributeType, choices: Sequence[str] = ()) -> Callable[[str], Value]:
     """What reads a non-empty text as this type, or raises ``ValueProblemError``; dates become ISO 8601 text."""
-    return _PARSERS[type_]
+    return enum_parser(choices) if type_ is AttributeType.ENUM else _PARSERS[type_]

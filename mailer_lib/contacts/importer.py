@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from mailer_lib.contacts.attributes import ValueProblemError, declared
+from mailer_lib.contacts.attributes import ValueProblemError, declared, declared_choices
 from mailer_lib.contacts.batch import Batch, ImportScope, store
 from mailer_lib.contacts.columns import ColumnMap, Field, MappingError, map_columns
 from mailer_lib.contacts.csv_source import BadRecord, CsvSource, open_csv
@@ -97,10 +97,10 @@ def import_contacts(
     identity = settings.identity()
     with read(engine) as connection:
         target = list_id(connection, options.list_name)
-        types = declared(connection)
+        types, choices = declared(connection), declared_choices(connection)
     with open_csv(path, options.encoding, options.delimiter) as source:
         columns, defaults = _columns_and_defaults(path, source, options, types)
-        parser = RowParser(columns, types, defaults, started)
+        parser = RowParser(columns, types, defaults, started, choices)
         scope = ImportScope(target, options.consent is SubscriptionState.PENDING, started)
         with write(engine) as connection:
             audit.record(connection, actor, "contacts.import.begin", f"list:{options.list_name}", {"file": path.name})

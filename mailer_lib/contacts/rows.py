@@ -2,10 +2,11 @@
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from types import MappingProxyType
 from zoneinfo import available_timezones
 
 from mailer_lib.contacts.address import Address, AddressError, normalise
@@ -65,7 +66,12 @@ class RowParser:
     """Compiled from the mapping once; ``parse`` is the import's inner loop."""
 
     def __init__(
-        self, columns: ColumnMap, types: dict[str, AttributeType], defaults: ConsentDefaults, read_at: datetime
+        self,
+        columns: ColumnMap,
+        types: dict[str, AttributeType],
+        defaults: ConsentDefaults,
+        read_at: datetime,
+        choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self._width = len(columns.header)
         self._header = columns.header
@@ -79,7 +85,9 @@ class RowParser:
             Field.TIMEZONE: parse_timezone,
         }
         self._fields = [(f.value, columns.fields[f], read) for f, read in readers.items() if f in columns.fields]
-        self._attributes = [(key, index, parser_of(types[key])) for key, index in columns.attributes.items()]
+        self._attributes = [
+            (key, index, parser_of(types[key], choices.get(key, ()))) for key, index in columns.attributes.items()
+        ]
         self._consent = {
             f: columns.fields.get(f)
             for f in (Field.CONSENT_AT, Field.CONSENT_SOURCE, Field.CONSENT_WORDING, Field.CONSENT_IP)

@@ -5,6 +5,7 @@ a reader that upgrades its lock fails at once despite ``busy_timeout``, and seve
 MySQL both run READ COMMITTED, because a slot that polls must see what others committed.
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -45,6 +46,12 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA recursive_triggers=ON")  # REPLACE INTO must not slip past the triggers of consent_events
     cursor.close()
+    connection.create_function("mailfleet_sample_point", 2, _sample_point, deterministic=True)
+
+
+def _sample_point(seed: str, address_hash: bytes) -> str:
+    """``SHA2(CONCAT(seed, address_hash), 256)`` of MySQL, which SQLite lacks (audience.expressions.sample_point)."""
+    return hashlib.sha256(seed.encode() + address_hash).hexdigest()
 
 
 def _begin_sqlite(connection: Connection) -> None:

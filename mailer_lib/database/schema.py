@@ -113,6 +113,7 @@ attribute_types = Table(
     Column("key", Exact(64), primary_key=True),
     Column("type", Exact(16), nullable=False, comment="terms.AttributeType"),
     Column("label", Name),
+    Column("choices", JSON(none_as_null=True), comment="type enum: array of texts"),
     Column("created_at", UtcDateTime, nullable=False),
     **_MYSQL,
 )

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from mailer_lib.audience import criteria
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience import snapshot as audience
-from mailer_lib.audience.plan import SnapshotPlan
+from mailer_lib.audience.plan import ControlGroup, Exclude, FrequencyCap, SnapshotPlan
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import snapshots
 from mailer_lib.dispatch import approval, erasure, sends
@@ -186,6 +186,19 @@ def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campai
         attributes=attributes,
         weights=weights,
         criteria_name=campaign.criteria,
+        exclude=left_out(campaign),
+    )
+
+
+def left_out(campaign: Campaign) -> Exclude:
+    """What the campaign's file says about whom to leave out, as the audience takes it."""
+    cap, control = campaign.frequency_cap, campaign.control_group
+    return Exclude(
+        lists=campaign.exclude.lists,
+        criteria=campaign.exclude.criteria,
+        frequency_cap=cap
+        and FrequencyCap(messages=cap.messages, days=cap.days, campaign_class=campaign.campaign_class),
+        control_group=control and ControlGroup(percent=control.percent, seed=control.seed or campaign.name),
     )
 
 

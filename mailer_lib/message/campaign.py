@@ -132,6 +132,27 @@ class Approval(_Part):
     approvers: tuple[str, ...] = ()  # Airflow user names; empty: whoever may
 
 
+class Excluded(_Part):
+    """Who is left out though the criteria match: subscribers of ``lists``, and whoever matches one of ``criteria``."""
+
+    lists: tuple[str, ...] = ()
+    criteria: tuple[str, ...] = ()
+
+
+class FrequencyCap(_Part):
+    """At most ``messages`` of campaigns of the same class to a person in ``days``, this one included."""
+
+    messages: int = Field(ge=1, le=1000)
+    days: int = Field(ge=1, le=366)
+
+
+class ControlGroup(_Part):
+    """``percent`` of all people get nothing, to compare with. The same ``seed`` holds the same people back."""
+
+    percent: float = Field(gt=0, lt=100)
+    seed: str = Field(default="", max_length=64)  # the campaign's name without
+
+
 class Campaign(_Part):
     """Everything about a campaign but who gets which edition when."""
 
@@ -139,6 +160,10 @@ class Campaign(_Part):
     title: str = ""  # for operators
     list_name: str = Field(alias="list")
     criteria: str
+    campaign_class: str = Field(default="marketing", alias="class", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    exclude: Excluded = Excluded()
+    frequency_cap: FrequencyCap | None = None
+    control_group: ControlGroup | None = None
     sender: CheckedMailbox = Field(alias="from")
     reply_to: CheckedMailbox | None = None
     subject: str = Field(min_length=1)  # Jinja2

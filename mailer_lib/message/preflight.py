@@ -19,6 +19,7 @@ from sqlalchemy import Engine, select
 from mailer_lib import tokens
 from mailer_lib.audience import criteria
 from mailer_lib.contacts import attributes
+from mailer_lib.contacts.lists import ListError, list_id
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import contacts, lists, seed_addresses, subscriptions
 from mailer_lib.fleet import domains
@@ -75,9 +76,15 @@ def preflight(
         except FleetError as problem:
             return [error("sending-domain", str(problem))]
         try:
-            criteria.load(connection, campaign.criteria)
+            for name in (campaign.criteria, *campaign.exclude.criteria):
+                criteria.load(connection, name)
         except criteria.UnknownCriteriaError as problem:
             findings.append(error("criteria", str(problem)))
+        try:
+            for name in campaign.exclude.lists:
+                list_id(connection, name)
+        except ListError as problem:
+            findings.append(error("exclude", str(problem)))
         found = connection.execute(select(lists.c.id, lists.c.title).where(lists.c.name == campaign.list_name)).one()
         rows = connection.execute(
             select(contacts)
@@ -132,6 +139,8 @@ def check_fields(campaign: Campaign, fields: MergeFields, declared: Mapping[str,
             AttributeType.NUMBER: isinstance(value, int | float) and not isinstance(value, bool),
             AttributeType.BOOLEAN: isinstance(value, bool),
             AttributeType.DATE: isinstance(value, str),
+            AttributeType.ENUM: isinstance(value, str),
+            AttributeType.TEXT_LIST: isinstance(value, list | tuple),
         }
         if wanted is not None and value is not None and not fits[wanted]:
             yield error("default-type", f"the default of {key} is {value!r}, but {key} is declared as {wanted}")

@@ -28,6 +28,8 @@ _ATTRIBUTE_TYPES: Mapping[AttributeType, pa.DataType] = {
     AttributeType.NUMBER: pa.float64(),
     AttributeType.BOOLEAN: pa.bool_(),
     AttributeType.DATE: pa.string(),
+    AttributeType.ENUM: pa.string(),
+    AttributeType.TEXT_LIST: pa.list_(pa.string()),
 }
 _REQUIRED = frozenset({"contact_id", "message_key", "address_hash", "address", "domain", "provider", "variant"})
 _BASE = len(SHARD_COLUMNS)

@@ -21,7 +21,7 @@ SHARD_COLUMNS = (
 )
 ATTRIBUTE_PREFIX = "attribute."
 
-AttributeValue: TypeAlias = str | float | bool | None  # dates as ISO 8601 text
+AttributeValue: TypeAlias = str | float | bool | list[str] | None  # dates as ISO 8601 text
 
 
 @dataclass(frozen=True, slots=True)

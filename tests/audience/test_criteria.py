@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -12,11 +13,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, select
 
-from mailer_lib.audience import catalogue, criteria
-from mailer_lib.audience.rules import CriteriaError
+from mailer_lib.audience import catalogue, criteria, sampling
+from mailer_lib.audience.rules import CriteriaError, parse
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import audit_log, contacts
-from tests.audience.world import ATTRIBUTES, EVERYBODY, LONG_AGO, World, add_contact, rule
+from tests.audience.world import ATTRIBUTES, CHOICES, EVERYBODY, LONG_AGO, World, add_contact, rule
+
+NOW = datetime(2024, 2, 28, 23, 30, tzinfo=UTC)  # already the 29th in Berlin
 
 
 def picked(world: World, tree: Any) -> set[str]:
@@ -25,7 +28,7 @@ def picked(world: World, tree: Any) -> set[str]:
 
 
 def select_addresses(connection: Connection, tree: Any) -> set[str]:
-    condition = criteria.where(tree, catalogue.load(connection))
+    condition = sampling.condition(connection, tree, catalogue.load(connection), now=NOW)
     return set(connection.scalars(select(contacts.c.address_given).where(condition)))
 
 
@@ -34,25 +37,43 @@ def select_addresses(connection: Connection, tree: Any) -> set[str]:
 
 def evaluate(tree: dict[str, Any], person: dict[str, Any]) -> bool:
     """The meaning of a tree, written down without SQL. ``person``: columns, ``attributes``, ``on`` (state by list)."""
-    results = [evaluate(m, person) if "combinator" in m else evaluate_rule(m, person) for m in tree["rules"]]
+    zone = ZoneInfo(tree.get("timezone", "UTC"))
+    return evaluate_group(tree, person, zone)
+
+
+def evaluate_group(tree: dict[str, Any], person: dict[str, Any], zone: ZoneInfo) -> bool:
+    results = [
+        evaluate_group(m, person, zone) if "combinator" in m else evaluate_rule(m, person, zone) for m in tree["rules"]
+    ]
     result = all(results) if tree["combinator"] == "and" else any(results)
     return result != tree.get("not", False)
 
 
-def evaluate_rule(rule: dict[str, Any], person: dict[str, Any]) -> bool:
+def evaluate_rule(rule: dict[str, Any], person: dict[str, Any], zone: ZoneInfo) -> bool:
     field, operator, operand = rule["field"], rule["operator"], rule["value"]
+    if field == "criteria":
+        return evaluate(STORED[operand], person) == (operator == "=")
     if field in {"list", "list.confirmed"}:
-        on = {name for name, state in person["on"].items() if field == "list" or state == "confirmed"}
+        on = {name for name, its in person["on"].items() if field == "list" or its["state"] == "confirmed"}
         wanted = operand if isinstance(operand, list) else [operand]
         return bool(on & set(wanted)) == (operator in {"=", "in"})
-    key = field.removeprefix("attribute.")
-    value = person["attributes"].get(key) if key != field else person[field]
+    if field.startswith("subscription."):
+        _, name, column = field.split(".")
+        value = person["on"].get(name, {}).get(column)
+    else:
+        key = field.removeprefix("attribute.")
+        value = person["attributes"].get(key) if key != field else person[field]
     if operator in {"null", "notNull"}:
         return (value is None) == (operator == "null")
     if value is None:
         return False
-    if field == "created_at":
-        return evaluate_moment(value, operator, operand)
+    if operator.endswith("Days"):
+        return evaluate_days(value, operator, operand, zone)
+    if isinstance(value, datetime):
+        return evaluate_moment(value, operator, operand, zone)
+    if isinstance(value, list):
+        wanted = set(operand if isinstance(operand, list) else [operand])
+        return bool(wanted & set(value)) == (operator != "notIn")
     compare: dict[str, Callable[[Any, Any], bool]] = {
         "=": lambda v, o: v == o,
         "!=": lambda v, o: v != o,
@@ -70,11 +91,26 @@ def evaluate_rule(rule: dict[str, Any], person: dict[str, Any]) -> bool:
     return compare[operator](value, operand)
 
 
-def evaluate_moment(value: datetime, operator: str, operand: Any) -> bool:
+def evaluate_days(value: str | datetime, operator: str, days: int, zone: ZoneInfo) -> bool:
+    today = NOW.astimezone(zone).date()
+    day = value.astimezone(zone).date() if isinstance(value, datetime) else date.fromisoformat(value)
+    if operator == "anniversaryInDays":
+        return any(celebrates(day, today + timedelta(n)) for n in range(days + 1))
+    age = (today - day).days
+    return {"inLastDays": 0 <= age <= days, "beforeLastDays": age > days, "inNextDays": 0 <= -age <= days}[operator]
+
+
+def celebrates(born: date, on: date) -> bool:
+    leap = on.year % 4 == 0
+    return (born.month, born.day if leap or (born.month, born.day) != (2, 29) else 28) == (on.month, on.day)
+
+
+def evaluate_moment(value: datetime, operator: str, operand: Any, zone: ZoneInfo) -> bool:
     def bounds(text: str) -> tuple[datetime, datetime]:
         if len(text) == 10:
-            start = datetime.fromisoformat(text).replace(tzinfo=UTC)
-            return start, start + timedelta(days=1) - timedelta(microseconds=1)
+            day = datetime.fromisoformat(text)
+            start, end = (each.replace(tzinfo=zone).astimezone(UTC) for each in (day, day + timedelta(days=1)))
+            return start, end - timedelta(microseconds=1)
         return datetime.fromisoformat(text), datetime.fromisoformat(text)
 
     first, last = bounds(operand[0] if operator == "between" else operand)
@@ -105,7 +141,29 @@ numbers = st.sampled_from([0, 1, -1, 0.1, 2.5, 100, 1e9, -3.75]) | st.floats(-1e
 days = st.dates(date(2023, 12, 30), date(2024, 3, 2)).map(date.isoformat)
 moments = st.datetimes(datetime(2024, 2, 28), datetime(2024, 3, 1), timezones=st.just(UTC))
 names = st.sampled_from(["newsletter", "offers"])
-TEXT_FIELDS = ["locale", "domain", "given_name", "family_name", "attribute.tier", "attribute.city"]
+choices = st.sampled_from(CHOICES["grade"])
+states = st.sampled_from(["confirmed", "pending", "unsubscribed"])
+items = st.sampled_from(["a", "A", "é", "É", "a b", "50%", '"', "'", "\\", "😀"])
+TEXT_FIELDS = [
+    "locale",
+    "domain",
+    "given_name",
+    "family_name",
+    "attribute.tier",
+    "attribute.city",
+    "subscription.newsletter.source",
+]
+STORED = {
+    "gold": rule("attribute.tier", "in", ["a", "é"]) | {"not": True},
+    "new": {
+        "combinator": "or",
+        "timezone": "America/New_York",
+        "rules": [*rule("created_at", "inLastDays", 0)["rules"], *rule("criteria", "!=", "gold")["rules"]],
+    },
+}
+
+
+subscribed = st.fixed_dictionaries({"state": states, "source": st.none() | texts, "confirmed_at": st.none() | moments})
 
 
 @st.composite
@@ -116,6 +174,8 @@ def people(draw: st.DrawFn) -> dict[str, Any]:
         "points": numbers,
         "vip": st.booleans(),
         "customer_since": days,
+        "grade": choices,
+        "interests": st.lists(items, max_size=3, unique=True),
     }
     return {
         "locale": draw(st.none() | texts),
@@ -124,7 +184,7 @@ def people(draw: st.DrawFn) -> dict[str, Any]:
         "family_name": draw(st.none() | texts),
         "created_at": draw(moments | st.just(datetime(2024, 2, 29, tzinfo=UTC))),
         "attributes": draw(st.fixed_dictionaries({}, optional={k: st.none() | v for k, v in optional.items()})),
-        "on": draw(st.dictionaries(names, st.sampled_from(["confirmed", "pending", "unsubscribed"]))),
+        "on": draw(st.dictionaries(names, subscribed)),
     }
 
 
@@ -132,12 +192,18 @@ def ordered(field: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[dic
     single = st.tuples(st.sampled_from(["=", "!=", "<", "<=", ">", ">="]), values)
     pair = st.tuples(st.just("between"), st.lists(values, min_size=2, max_size=2))
     several = st.tuples(st.sampled_from(["in", "notIn"]), st.lists(values, min_size=1, max_size=3))
-    return one_rule(field, single | pair if field == "created_at" else single | pair | several)
+    relative = ["inLastDays", "beforeLastDays", "inNextDays"]
+    if field == "attribute.customer_since":
+        relative.append("anniversaryInDays")
+    days = st.tuples(st.sampled_from(relative), st.integers(0, 3) | st.sampled_from([30, 60, 364, 365]))
+    if field == "attribute.points":
+        return one_rule(field, single | pair | several)
+    return one_rule(field, single | pair | days if field.endswith("_at") else single | pair | several | days)
 
 
 def one_rule(field: str, operations: st.SearchStrategy[tuple[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     existence = st.tuples(st.sampled_from(["null", "notNull"]), st.none())
-    chosen = operations if field.startswith("list") else operations | existence
+    chosen = operations if field.startswith(("list", "criteria")) else operations | existence
     return chosen.map(lambda pair: {"field": field, "operator": pair[0], "value": pair[1]})
 
 
@@ -165,6 +231,20 @@ rules = (
     | ordered("attribute.points", numbers)
     | ordered("attribute.customer_since", days)
     | ordered("created_at", operand_moments)
+    | ordered("subscription.newsletter.confirmed_at", operand_moments)
+    | one_rule("criteria", st.tuples(st.sampled_from(["=", "!="]), st.sampled_from(sorted(STORED))))
+    | one_rule(
+        "attribute.interests",
+        st.tuples(st.just("contains"), items)
+        | st.tuples(st.sampled_from(["in", "notIn"]), st.lists(items, min_size=1, max_size=3)),
+    )
+    | st.sampled_from([("attribute.grade", choices), ("subscription.offers.state", states)]).flatmap(
+        lambda pair: one_rule(
+            pair[0],
+            st.tuples(st.sampled_from(["=", "!="]), pair[1])
+            | st.tuples(st.sampled_from(["in", "notIn"]), st.lists(pair[1], min_size=1, max_size=3)),
+        )
+    )
     | one_rule("attribute.vip", st.tuples(st.sampled_from(["=", "!="]), st.booleans()))
 )
 trees = st.recursive(
@@ -177,16 +257,29 @@ trees = st.recursive(
 ).map(lambda tree: tree if "combinator" in tree else {"combinator": "and", "rules": [tree]})
 
 
+zoned_trees = st.builds(
+    lambda tree, zone: tree | {"timezone": zone},
+    trees,
+    st.sampled_from(["UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu"]),
+)
+
+
 class _UndoError(Exception):
     pass
 
 
-@given(tree=trees, population=st.lists(people(), min_size=1, max_size=6))
+def store_criteria(connection: Connection) -> None:
+    for name, tree in STORED.items():
+        criteria.save(connection, catalogue.load(connection), name, tree, actor="test")
+
+
+@given(tree=zoned_trees, population=st.lists(people(), min_size=1, max_size=6))
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sql_picks_whom_plain_python_picks(
     world: World, tree: dict[str, Any], population: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(_UndoError), write(world.engine) as connection:
+        store_criteria(connection)
         for number, person in enumerate(population):
             add_contact(connection, world, f"p{number}@example.org", **person)
         expected = {f"p{n}@example.org" for n, person in enumerate(population) if evaluate(tree, person)}
@@ -240,7 +333,7 @@ def test_values_are_bound(world: World, evil: str) -> None:
         assert picked(world, rule(field, "contains", evil)) == set()
     assert picked(world, rule("attribute.city", "=", evil)) == {"a@example.org"}
     assert picked(world, rule("attribute.city", "in", [evil])) == {"a@example.org"}
-    compiled = criteria.where(rule("locale", "=", evil), catalogue.Catalogue()).compile(world.engine)
+    compiled = criteria.where(parse(rule("locale", "=", evil), catalogue.Catalogue()), {}).compile(world.engine)
     assert evil not in str(compiled).replace("%s", "").replace("?", "") or evil in {"%s", "?"}
 
 
@@ -292,6 +385,7 @@ def test_the_catalogue_is_what_is_declared(sqlite_world: World) -> None:
     with read(sqlite_world.engine) as connection:
         known = catalogue.load(connection)
     assert known.attributes == ATTRIBUTES
+    assert known.choices == CHOICES
     assert set(known.lists) == {"newsletter", "offers"}
     assert {"locale", "created_at", "list", "list.confirmed", "attribute.points"} <= set(known.fields)
     assert "address" not in known.fields

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,14 +11,33 @@ from hypothesis import strategies as st
 
 from mailer_lib.audience.catalogue import SUITED, Catalogue, Operator
 from mailer_lib.audience.criteria import read_tree
-from mailer_lib.audience.rules import MAX_DEPTH, MAX_RULES, MAX_VALUES, CriteriaError, Group, Rule, Span, parse
-from tests.audience.world import ATTRIBUTES, rule
+from mailer_lib.audience.operands import Span
+from mailer_lib.audience.rules import (
+    MAX_DEPTH,
+    MAX_RULES,
+    MAX_VALUES,
+    CriteriaError,
+    Group,
+    Rule,
+    Sample,
+    parse,
+    references,
+)
+from tests.audience.world import ATTRIBUTES, CHOICES, rule
 
-CATALOGUE = Catalogue(ATTRIBUTES, {"newsletter": 1, "offers": 2})
+STORED = {
+    "gold": rule("attribute.tier", "=", "gold"),
+    "circle": rule("criteria", "=", "square"),
+    "square": rule("criteria", "!=", "circle"),
+    "broken": rule("criteria", "=", "outdated"),
+    "outdated": {"combinator": "or", "rules": [*rule("locale", "=", "de")["rules"], *rule("gone", "=", "x")["rules"]]},
+}
+CATALOGUE = Catalogue(ATTRIBUTES, {"newsletter": 1, "offers": 2}, CHOICES, STORED)
+NOW = datetime(2026, 11, 24, 23, 30, tzinfo=UTC)
 
 
 def only_rule(tree: Any) -> Rule:
-    (member,) = parse(tree, CATALOGUE).members
+    (member,) = parse(tree, CATALOGUE, now=NOW).members
     assert isinstance(member, Rule)
     return member
 
@@ -45,6 +65,18 @@ def problems(tree: Any) -> dict[str, str]:
         ("attribute.customer_since", "<", "2024-02-29", ("2024-02-29",)),
         ("attribute.city", "null", None, ()),
         ("attribute.city", "notNull", "ignored", ()),
+        ("attribute.grade", "in", "a,B", ("a", "B")),
+        ("attribute.interests", "contains", " hiking  far ", ("hiking far",)),
+        ("subscription.offers.state", "=", "pending", ("pending",)),
+        ("attribute.customer_since", "inLastDays", 0, ("2026-11-24", "2026-11-24")),
+        ("attribute.customer_since", "inLastDays", "90", ("2026-08-26", "2026-11-24")),
+        ("attribute.customer_since", "inNextDays", 7, ("2026-11-24", "2026-12-01")),
+        ("attribute.customer_since", "beforeLastDays", 1, ("2026-11-23",)),
+        ("attribute.customer_since", "anniversaryInDays", 7, ("11-24", "12-01")),
+        ("attribute.customer_since", "anniversaryInDays", 60, ("11-24", "01-23")),
+        ("attribute.customer_since", "anniversaryInDays", 96, ("11-24", "02-29")),
+        ("attribute.customer_since", "anniversaryInDays", 97, ("11-24", "03-01")),
+        ("attribute.customer_since", "anniversaryInDays", 365, ("01-01", "12-31")),
         ("list", "=", "offers", (2,)),
         ("list.confirmed", "notIn", ["offers", "newsletter"], (2, 1)),
     ],
@@ -60,6 +92,50 @@ def test_a_day_means_the_whole_day_and_a_moment_itself() -> None:
     moment = day + timedelta(hours=7)
     (span,) = only_rule(rule("created_at", ">", "2026-11-24T08:00:00+01:00")).values
     assert span == Span(moment, moment + timedelta(microseconds=1))
+
+
+def test_a_tree_has_a_time_zone_for_its_days() -> None:
+    day = datetime(2026, 11, 24, 23, tzinfo=UTC)  # the 25th begins in Berlin, where it is 0:30
+    berlin = {"timezone": "Europe/Berlin"}
+    assert only_rule(rule("created_at", "inLastDays", 0) | berlin).values == (Span(day, day + timedelta(days=1)),) * 2
+    assert only_rule(rule("created_at", "=", "2026-11-25") | berlin).values == (Span(day, day + timedelta(days=1)),)
+    (long_day,) = only_rule(rule("created_at", "=", "2026-10-25") | berlin).values
+    assert isinstance(long_day, Span) and long_day.end - long_day.start == timedelta(hours=25)
+
+
+def test_a_sample_is_a_percentage_or_a_number_with_a_seed() -> None:
+    tree = rule("locale", "=", "de")
+    assert parse(tree | {"sample": {"percent": 0.1, "seed": "x"}}, CATALOGUE).sample == Sample("", "x", Fraction(1, 10))
+    assert parse(tree | {"sample": {"count": 5, "seed": "x"}}, CATALOGUE).sample == Sample("", "x", count=5)
+
+
+def test_other_criteria_are_a_group_of_their_own() -> None:
+    (other,) = parse(rule("criteria", "!=", "gold"), CATALOGUE).members
+    assert isinstance(other, Group) and other.negated
+    assert other.members == (parse(STORED["gold"], CATALOGUE),)
+    assert references(rule("criteria", "=", "circle"), CATALOGUE) == {n: STORED[n] for n in ("circle", "square")}
+
+
+def test_criteria_may_not_lead_back_to_themselves() -> None:
+    found = problems(rule("criteria", "=", "circle"))["$.rules[0].value"]
+    assert found.endswith("leads back to itself: circle → square → circle")
+    assert 'in criteria "circle", $.rules[0].value: in criteria "square", $.rules[0].value: ' in found
+    with pytest.raises(CriteriaError, match="leads back to itself: gold → gold"):
+        parse(rule("criteria", "=", "gold"), CATALOGUE, name="gold")
+
+
+def test_what_is_wrong_in_other_criteria_is_told_with_the_way_there() -> None:
+    assert problems(rule("criteria", "=", "broken")) == {
+        "$.rules[0].value": 'in criteria "broken", $.rules[0].value: in criteria "outdated", $.rules[1].field: '
+        'there is no field "gone"'
+    }
+
+
+def test_criteria_that_grow_by_naming_others_have_the_limits_of_one_tree() -> None:
+    bomb = {f"c{n}": {"combinator": "or", "rules": rule("criteria", "=", f"c{n + 1}")["rules"] * 2} for n in range(12)}
+    stored = {**bomb, "c12": rule("locale", "=", "de")}
+    with pytest.raises(CriteriaError, match="500 rules"):
+        parse(bomb["c0"], Catalogue(criteria=stored))
 
 
 def test_keys_that_only_the_editor_needs_are_passed_over() -> None:
@@ -105,6 +181,21 @@ def test_keys_that_only_the_editor_needs_are_passed_over() -> None:
         (rule("attribute.customer_since", "=", "24.11.2026"), "$.rules[0].value", "a day like 2026-11-24"),
         (rule("attribute.customer_since", "=", "2026-02-30"), "$.rules[0].value", "a day like"),
         (rule("created_at", "<", "2026-11-24T08:00:00"), "$.rules[0].value", "time zone"),
+        (rule("locale", "=", "de") | {"timezone": "Berlin"}, "$.timezone", "a time zone like Europe/Berlin"),
+        (rule("locale", "=", "de") | {"sample": {"seed": "x"}}, "$.sample", '"percent" or "count"'),
+        (rule("locale", "=", "de") | {"sample": {"percent": 5}}, "$.sample.seed", "a text"),
+        (rule("locale", "=", "de") | {"sample": {"percent": 0, "seed": "x"}}, "$.sample.percent", "above 0"),
+        (rule("locale", "=", "de") | {"sample": {"count": 1.5, "seed": "x"}}, "$.sample.count", "a whole number"),
+        ({"combinator": "and", "rules": [rule("locale", "=", "de") | {"sample": {}}]}, "$.rules[0]", '"sample"'),
+        (rule("attribute.grade", "=", "b"), "$.rules[0].value", '"b" is no choice of attribute.grade'),
+        (rule("attribute.interests", "=", "x"), "$.rules[0].operator", "attribute.interests takes contains in notIn"),
+        (rule("attribute.points", "inLastDays", 7), "$.rules[0].operator", "doesn't suit attribute.points"),
+        (rule("created_at", "anniversaryInDays", 7), "$.rules[0].operator", "doesn't suit created_at"),
+        (rule("created_at", "inLastDays", -1), "$.rules[0].value", "0 to 36525, not -1"),
+        (rule("created_at", "inLastDays", 1.5), "$.rules[0].value", "whole number of days"),
+        (rule("attribute.customer_since", "anniversaryInDays", 366), "$.rules[0].value", "0 to 365"),
+        (rule("subscription.newsleter.state", "=", "x"), "$.rules[0].field", '"subscription.newsletter.state"'),
+        (rule("criteria", "=", "golden"), "$.rules[0].value", 'no criteria "golden"; did you mean "gold"?'),
         (rule("list", "=", "newsleter"), "$.rules[0].value", 'did you mean "newsletter"?'),
         (rule("list", "in", ["newsletter", 3]), "$.rules[0].value[1]", "no list 3"),
     ],
@@ -184,13 +275,14 @@ def test_whatever_json_comes_it_is_read_or_refused_with_paths(tree: Any) -> None
 @given(
     st.sampled_from(sorted(CATALOGUE.fields)),
     st.sampled_from([*Operator, "doesNotContain", ""]),
-    json_values | st.sampled_from(["2026-11-24", "5", "newsletter", ["a", "b"]]),
+    json_values | st.sampled_from(["2026-11-24", "5", "newsletter", "gold", ["a", "b"]]),
 )
 def test_one_rule_of_any_shape_is_read_or_refused(field: str, operator: str, value: Any) -> None:
     try:
-        read = only_rule(rule(field, operator, value))
+        (read,) = parse(rule(field, operator, value), CATALOGUE, now=NOW).members
     except CriteriaError as error:
         assert all(p.path.startswith("$.rules[0]") for p in error.problems)
     else:
-        assert read.operator in read.field.operators
+        assert operator in CATALOGUE.fields[field].operators
+        assert isinstance(read, Rule) == (field != "criteria")
         json.dumps(value)

@@ -1,5 +1,6 @@
 """A snapshot: who matched stands in exactly one place, with what the message needs, whatever happens meanwhile."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import insert, select, update
 
-from mailer_lib.audience import assembly, manifest, ranges, snapshot
+from mailer_lib.audience import assembly, catalogue, criteria, manifest, ranges, sampling, snapshot
 from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.manifest import Manifest
+from mailer_lib.audience.plan import ControlGroup, Exclude
 from mailer_lib.audience.rules import CriteriaError
 from mailer_lib.audience.snapshot import (
     SnapshotError,
@@ -65,9 +67,105 @@ def excluded(folder: Path) -> dict[int, ExclusionReason]:
     return found
 
 
+def many_more(world: World) -> None:
+    world.add_many(50, lambda n: {"address": f"later{n}@example.org", "attributes": {"points": 200}})
+
+
 def many(world: World, count: int = 300) -> None:
     domains = ("gmail.com", "gmail.com", "outlook.com", "example.org")
     world.add_many(count, lambda n: {"address": f"p{n}@{domains[n % 4]}", "attributes": {"points": n}})
+
+
+def test_relative_dates_samples_and_other_criteria_are_frozen_with_the_plan(world: World) -> None:
+    """Whatever changes between plan and ranges, each range and retry asks what the plan asked."""
+    many(world)
+    with write(world.engine) as connection:
+        known = catalogue.load(connection)
+        criteria.save(connection, known, "high", rule("attribute.points", ">=", 100), actor="ann")
+    tree = {
+        "combinator": "and",
+        "rules": [*rule("criteria", "=", "high")["rules"], *rule("created_at", "beforeLastDays", 1)["rules"]],
+        "sample": {"count": 50, "seed": "spring"},
+    }
+    plan = planned(world, world.add_send(), rules=tree)
+    with write(world.engine) as connection:
+        expected = sampling.condition(connection, tree, catalogue.load(connection), now=plan.as_of)
+        ids = set(connection.scalars(select(contacts.c.id).where(expected)))
+        criteria.save(connection, known, "high", rule("attribute.points", "<", 100), actor="bob")
+    many_more(world)
+    assert load_plan(plan.path(world.settings)) == plan
+    made = build(world.engine, world.settings, plan)
+    folder = plan.published_folder(world.settings)
+    assert {recipient.contact_id for recipient in recipients(folder).values()} == ids
+    assert (made.counts.frozen, plan.matching) == (50, 50)
+    assert made.criteria.references == {"high": rule("attribute.points", ">=", 100)}
+    assert verify(folder) == []
+
+
+def test_criteria_that_changed_make_another_plan(world: World) -> None:
+    many(world, 20)
+    send_id = world.add_send()
+    with write(world.engine) as connection:
+        known = catalogue.load(connection)
+        criteria.save(connection, known, "high", rule("attribute.points", ">=", 10), actor="ann")
+    first = planned(world, send_id, rules=rule("criteria", "=", "high"))
+    assert planned(world, send_id, rules=rule("criteria", "=", "high")) == first
+    with write(world.engine) as connection:
+        criteria.save(connection, known, "high", rule("attribute.points", ">=", 15), actor="ann")
+    second = planned(world, send_id, rules=rule("criteria", "=", "high"))
+    assert (first.matching, second.matching) == (10, 5)
+    assert first.inputs.rules_sha256 != second.inputs.rules_sha256
+
+
+def test_a_campaign_leaves_out_lists_criteria_and_its_control_group(world: World) -> None:
+    """All reasons that hold are told, whether the plan or the ranges are made before criteria change."""
+    many(world, 120)
+    ids = world.fetch(select(contacts.c.id).order_by(contacts.c.id))
+    offers = [
+        {"contact_id": ids[n].id, "list_id": world.lists["offers"], "state": state, "updated_at": LONG_AGO}
+        for n, state in [(0, "confirmed"), (1, "pending"), (2, "unsubscribed"), (119, "confirmed")]
+    ]
+    with write(world.engine) as connection:
+        connection.execute(insert(subscriptions), offers)
+        known = catalogue.load(connection)
+        criteria.save(connection, known, "high", rule("attribute.points", ">=", 110), actor="ann")
+        known = catalogue.load(connection)
+        criteria.save(connection, known, "highest", rule("criteria", "=", "high"), actor="ann")
+    control = ControlGroup(percent=25, seed="spring-sale")
+    exclude = Exclude(lists=("offers",), criteria=("highest",), control_group=control)
+    plan = planned(world, world.add_send(), exclude=exclude)
+    with write(world.engine) as connection:
+        criteria.save(connection, known, "high", rule("attribute.points", "<", 0), actor="bob")
+    made = build(world.engine, world.settings, plan)
+    folder = plan.published_folder(world.settings)
+
+    def point(n: int) -> int:
+        address = f"p{n}@{('gmail.com', 'gmail.com', 'outlook.com', 'example.org')[n % 4]}"
+        return hashlib.sha256(b"control:spring-sale" + world.hash_of(address)).digest()[0]
+
+    expected = {
+        ids[n].id: (R.EXCLUDED_LIST if n in {0, 1} or n >= 110 else R(0)) | (R.CONTROL_GROUP if point(n) < 64 else R(0))
+        for n in range(120)
+    }
+    assert excluded(folder) == {contact_id: mask for contact_id, mask in expected.items() if mask}
+    assert set(made.exclude.references) == {"high", "highest"}
+    assert verify(folder) == []
+
+
+def test_whom_to_leave_out_must_exist(sqlite_world: World) -> None:
+    with pytest.raises(SnapshotError, match='list "ofers", which doesn\'t exist; did you mean "offers"'):
+        planned(sqlite_world, sqlite_world.add_send(), exclude=Exclude(lists=("ofers",)))
+    with pytest.raises(SnapshotError, match='no criteria "high"'):
+        planned(sqlite_world, sqlite_world.add_send("2"), exclude=Exclude(criteria=("high",)))
+
+
+def test_lists_of_texts_reach_the_shards(world: World) -> None:
+    world.add("a@example.org", attributes={"interests": ["snow", "Zoë's"], "grade": "Größe"})
+    world.add("b@example.org", attributes={"interests": None})
+    _, folder = built(world, world.add_send(), attributes=["interests", "grade"])
+    found = recipients(folder)
+    assert found["a@example.org"].attributes == {"interests": ["snow", "Zoë's"], "grade": "Größe"}
+    assert found["b@example.org"].attributes == {}
 
 
 # --- what it holds ----------------------------------------------------------------------------------------------------
@@ -122,6 +220,7 @@ def test_the_manifest_tells_all(world: World) -> None:
         "source": "criteria",
         "name": "spenders",
         "rules": rules,
+        "references": {},
         "sha256": rules_sha256(rules),
     }
     assert sum(told["counts"]["by_provider"].values()) == sum(told["counts"]["by_variant"]) == 200

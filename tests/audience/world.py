@@ -23,7 +23,10 @@ ATTRIBUTES = {
     "points": AttributeType.NUMBER,
     "vip": AttributeType.BOOLEAN,
     "customer_since": AttributeType.DATE,
+    "grade": AttributeType.ENUM,
+    "interests": AttributeType.TEXT_LIST,
 }
+CHOICES = {"grade": ("a", "B", "Größe")}
 EVERYBODY: dict[str, Any] = {"combinator": "and", "rules": []}
 ON_THE_LIST: dict[str, Any] = {
     "combinator": "and",
@@ -50,7 +53,7 @@ class World:
             for name in ("newsletter", "offers"):
                 world.lists[name] = ensure_list(connection, name, name.title())
             for key, type_ in ATTRIBUTES.items():
-                declare(connection, key, type_)
+                declare(connection, key, type_, choices=CHOICES.get(key, ()))
             pool = connection.execute(insert(sending_pools).values(name="pool-of-audience", created_at=LONG_AGO))
             made = connection.execute(
                 insert(campaigns).values(
@@ -131,11 +134,18 @@ def contact_row(world: World, *, address: str, **more: Any) -> dict[str, Any]:
 
 
 def add_contact(
-    connection: Connection, world: World, address: str, *, on: Mapping[str, str] | None = None, **more: Any
+    connection: Connection,
+    world: World,
+    address: str,
+    *,
+    on: Mapping[str, str | Mapping[str, Any]] | None = None,
+    **more: Any,
 ) -> int:
+    """``on``: by list, the state of the subscription, or its columns."""
     made = connection.execute(insert(contacts).values(contact_row(world, address=address, **more)))
     contact_id = int(made.inserted_primary_key[0])
     for name, state in (on or {}).items():
-        row = {"contact_id": contact_id, "list_id": world.lists[name], "state": state, "updated_at": LONG_AGO}
-        connection.execute(insert(subscriptions).values(row))
+        row = {"contact_id": contact_id, "list_id": world.lists[name], "updated_at": LONG_AGO}
+        columns = {"state": state} if isinstance(state, str) else state
+        connection.execute(insert(subscriptions).values({**row, **columns}))
     return contact_id

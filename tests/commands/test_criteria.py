@@ -54,6 +54,43 @@ def test_sql_shows_the_statement_and_what_is_bound(
     assert bound[-2:] == ["2: 'gold'", '3: "x\'; --"\n']
 
 
+def test_check_says_what_is_asked_for_or_what_is_wrong(
+    world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]
+) -> None:
+    mailfleet("criteria", "save", "gold", tree(rule("attribute.tier", "=", "gold")))
+    mailfleet("criteria", "save", "others", tree(rule("criteria", "!=", "gold")))
+    checked = mailfleet("criteria", "check", "others")
+    assert (checked.code, checked.stdout) == (
+        0,
+        "others: fine, 1 rule\n  fields: attribute.tier\n  criteria: gold\n",
+    )
+    path = tree(rule("criteria", "=", "golden"))
+    wrong = mailfleet("criteria", "check", path)
+    assert wrong.code == 1
+    assert f'{path}: $.rules[0].value: there are no criteria "golden"; did you mean "gold"?' in wrong.stderr
+    circle = mailfleet("criteria", "save", "gold", tree(rule("criteria", "=", "others")))
+    assert circle.code == 1 and "leads back to itself: gold → others → gold" in circle.stderr
+
+
+def test_explain_shows_the_plan_and_warns_of_scans(
+    world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]
+) -> None:
+    for n in range(50):
+        world.add(f"a{n}@x{n}.example")
+    mailfleet("criteria", "save", "gold", tree(rule("attribute.tier", "=", "gold")))
+    explained = mailfleet("criteria", "explain", "gold")
+    assert explained.code == 0
+    assert "contacts" in explained.stdout
+    assert "warning: every contact is read\nwarning: attribute.tier is read out of each contact's JSON" in (
+        explained.stdout
+    )
+    mailfleet("criteria", "save", "home", tree(rule("domain", "=", "x1.example")))
+    assert "warning" not in mailfleet("criteria", "explain", "home").stdout
+    sample = {"sample": {"count": 3, "seed": "x"}}
+    mailfleet("criteria", "save", "some", tree(rule("domain", "=", "x1.example") | sample))
+    assert "one more pass" in mailfleet("criteria", "explain", "some").stdout
+
+
 def test_errors_are_sentences_with_file_and_path(
     world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]
 ) -> None:

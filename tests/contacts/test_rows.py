@@ -104,6 +104,18 @@ def test_a_ragged_row(cells: list[str]) -> None:
         parse(cells)
 
 
+def test_a_cell_is_one_of_the_choices_or_several_texts() -> None:
+    header = ["E-Mail", "tier", "interests"]
+    types = {"tier": AttributeType.ENUM, "interests": AttributeType.TEXT_LIST}
+    columns = map_columns("people.csv", header, types, {}, {})
+    parser = RowParser(columns, types, ConsentDefaults(None, "people.csv", None), NOW, {"tier": ("gold",)})
+    row = parser.parse(["lena@example.org", "gold", "snow|hiking"])
+    assert row.attributes == {"tier": "gold", "interests": ["snow", "hiking"]}
+    with pytest.raises(RowProblemError, match="none of the choices gold") as caught:
+        parser.parse(["lena@example.org", "silver", ""])
+    assert caught.value.column == "tier"
+
+
 def test_white_space_in_names_becomes_one_space() -> None:
     assert parse(changed("First name", " Anna\u00a0\n Lena ")).fields["given_name"] == "Anna Lena"
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, func, select
 
+from mailer_lib.audience.plan import ControlGroup, Exclude, FrequencyCap
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import audit_log, campaigns, templates
+from mailer_lib.dispatch.steps import left_out
 from mailer_lib.message.campaign import (
     Campaign,
     CampaignError,
@@ -51,6 +53,27 @@ def test_a_short_file_is_enough(tmp_path: Path) -> None:
     assert [v.name for v in made.effective_variants] == ["A"]
     assert made.approval.required
     assert made.expires_after is None
+
+
+def test_whom_a_campaign_leaves_out(tmp_path: Path) -> None:
+    more = """\
+class: newsletter
+exclude: {lists: [staff], criteria: [recent-buyers]}
+frequency_cap: {messages: 2, days: 7}
+control_group: {percent: 5}
+"""
+    made = load_campaign(write_files(tmp_path, YAML + more))
+    assert (made.exclude.lists, made.exclude.criteria) == (("staff",), ("recent-buyers",))
+    assert made.definition()["class"] == "newsletter"
+    assert left_out(made) == Exclude(
+        lists=("staff",),
+        criteria=("recent-buyers",),
+        frequency_cap=FrequencyCap(messages=2, days=7, campaign_class="newsletter"),
+        control_group=ControlGroup(percent=5, seed="spring"),
+    )
+    assert left_out(load_campaign(write_files(tmp_path))) == Exclude()
+    with pytest.raises(CampaignError, match=r"line 9, frequency_cap.days"):
+        load_campaign(write_files(tmp_path, YAML + "\nfrequency_cap: {messages: 2, days: 0}\n"))
 
 
 def test_everything_that_can_be_written(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_a_good_campaign(furnished: Engine, settings: Settings, tmp_path: Path) 
         (GOOD, PAGE.replace("given_name", "nickname"), FindingLevel.ERROR, "merge-field"),
         (GOOD, PAGE.replace("given_name", "tier"), FindingLevel.WARNING, "bare-contact"),
         (GOOD.replace("everybody", "nobody"), PAGE, FindingLevel.ERROR, "criteria"),
+        (GOOD + "exclude: {criteria: [nobody]}\n", PAGE, FindingLevel.ERROR, "criteria"),
+        (GOOD + "exclude: {lists: [nobodys]}\n", PAGE, FindingLevel.ERROR, "exclude"),
         (GOOD.replace("defaults: {", "defaults: {points: many, "), PAGE, FindingLevel.ERROR, "default-type"),
         (GOOD.replace("NEWS.fjordfern", "news.other"), PAGE, FindingLevel.ERROR, "alignment"),
         (GOOD.replace("postal_address", "title"), PAGE, FindingLevel.WARNING, "postal-address"),

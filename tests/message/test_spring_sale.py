@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mailer_lib.audience.catalogue import Catalogue
-from mailer_lib.audience.criteria import where
+from mailer_lib.audience.rules import parse
 from mailer_lib.message.campaign import load_campaign
 from mailer_lib.message.merge import merge_fields, sources
 from mailer_lib.message.templates import compile_campaign
@@ -62,7 +62,7 @@ def test_its_criteria_fit_its_attributes() -> None:
     types = {"points": AttributeType.NUMBER, "tier": AttributeType.TEXT, "vip": AttributeType.BOOLEAN}
     tree = json.loads((FOLDER / "criteria.json").read_text())
 
-    assert where(tree, Catalogue(types, {"newsletter": 1})) is not None
+    assert parse(tree, Catalogue(types, {"newsletter": 1})).members
     assert merge_fields(CAMPAIGN).attributes == {
         "city", "customer_since", "favourite_category", "points", "tier", "vip",
     }  # fmt: skip

@@ -18,6 +18,8 @@ ATTRIBUTES = {
     "points": AttributeType.NUMBER,
     "vip": AttributeType.BOOLEAN,
     "since": AttributeType.DATE,
+    "grade": AttributeType.ENUM,
+    "interests": AttributeType.TEXT_LIST,
 }
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -41,6 +43,8 @@ recipients = st.builds(
             "points": st.floats(allow_nan=False),
             "vip": st.booleans(),
             "since": st.dates().map(str),
+            "grade": texts,
+            "interests": st.lists(texts, max_size=3),
         },
     ),
 )
@@ -85,6 +89,8 @@ def test_the_checksum_is_the_files(tmp_path: Path) -> None:
 def test_attribute_columns_are_typed_and_sorted() -> None:
     fields = {f.name: str(f.type) for f in list(shard_schema(ATTRIBUTES))[11:]}
     assert fields == {
+        "attribute.grade": "string",
+        "attribute.interests": "list<item: string>",
         "attribute.points": "double",
         "attribute.since": "string",
         "attribute.tier": "string",

@@ -18,6 +18,7 @@ def upgrade() -> None:
     sa.Column('key', Exact(64), nullable=False),
     sa.Column('type', Exact(16), nullable=False, comment='terms.AttributeType'),
     sa.Column('label', sa.String(length=128), nullable=True),
+    sa.Column('choices', sa.JSON(none_as_null=True), nullable=True, comment='type enum: array of texts'),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.PrimaryKeyConstraint('key', name=op.f('pk_attribute_types')),
     mariadb_charset='utf8mb4',
