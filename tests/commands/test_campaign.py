@@ -31,8 +31,7 @@ def test_create_show_list(
     shown = mailfleet("campaign", "show", "spring")
     assert shown.code == 0
     assert "Hi {{ contact.given_name }}" in shown.stdout
-    assert "https://airflow.example/dags/campaign_send" in shown.stdout
-    assert '{"campaign": "spring", "edition": "1", "mode": "send", "approval": true}' in shown.stdout
+    assert "https://airflow.example/mailfleet/trigger?campaign=spring&edition=1&mode=send" in shown.stdout
     assert "spring" in mailfleet("campaign", "list").stdout
 
 
