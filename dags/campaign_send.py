@@ -26,7 +26,8 @@ holds for the message and the recipients that were shown. A rejection ends the r
 ## Stop, pause, slow down
 
 Use the DAG **campaign_control** with `send` = `campaign#edition`. Airflow's own pause switch does not stop what runs.
-Marking a *dispatch* task failed stops the agent of that server only; the other servers take its rows.
+Marking a *dispatch* task failed stops the agent of that server only. The other servers take the rows that it was never
+granted; the few that it was wait until the campaign is triggered again, and the report says how many.
 
 ## Recover
 
