@@ -55,6 +55,12 @@ class Lease:
     ledger_bytes: int
     counts: Mapping[Outcome, int]
     deferrals: int
+    may_grow: bool  # the shard still stands under this epoch; False once its other rows were handed back
+
+    @property
+    def grantable(self) -> int:
+        """Rows that may still be granted under this lease."""
+        return self.shard_rows - self.granted_through if self.may_grow else 0
 
     @property
     def settled(self) -> int:
@@ -99,6 +105,8 @@ def _select() -> Any:
         shards.c.path.label("shard_path"),
         shards.c.rows.label("shard_rows"),
         shards.c.sha256,
+        shards.c.epoch.label("shard_epoch"),
+        shards.c.state.label("shard_state"),
         snapshots.c.path.label("snapshot_path"),
         snapshots.c.phase,
     )
@@ -127,6 +135,7 @@ def _lease(row: Any) -> Lease:
         ledger_bytes=m["ledger_bytes"],
         counts={outcome: m[outcome.value] for outcome in Outcome if m[outcome.value]},
         deferrals=m["deferrals"],
+        may_grow=m["shard_epoch"] == m["epoch"] and m["shard_state"] == ShardState.LEASED,
     )
 
 

@@ -190,6 +190,7 @@ class SlotRunner:
             self._grant(view)
         if not self.trackers:
             return self._nothing_at_hand()
+        self._put_shards()
         self._push_control(view)
         if view.wish.agent is not Control.PAUSE or self.channel.is_alive():
             self.keeper.ensure()
@@ -277,6 +278,12 @@ class SlotRunner:
             self._suppressed |= lines
         self._suppressions_at = asked_at
 
+    def _put_shards(self) -> None:
+        """Before control.json names them. Of every lease, not only of new ones: an earlier call may have been killed
+        between taking a lease and copying its shard."""
+        for tracker in self.trackers.values():
+            self.channel.put_shard(tracker.shard_name, tracker.shard_file)
+
     def _push_control(self, view: View, *, complete: bool = False) -> None:
         grants = tuple(
             LeaseGrant(
@@ -310,7 +317,7 @@ class SlotRunner:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     def _take(self, view: View) -> None:
-        grantable = [t.lease.shard_rows - t.lease.granted_through for t in self.trackers.values()]
+        grantable = [t.lease.grantable for t in self.trackers.values()]
         open_leases = sum(rows > 0 for rows in grantable)
         while view.open_shards and wants_lease(
             sum(grantable), open_leases, len(self.trackers), self.rate, self.settings.grant_s
@@ -322,8 +329,7 @@ class SlotRunner:
             self.trackers[lease.id] = tracker
             self._prepare(view)
             self._push_suppressions(view)  # before anything of it is granted
-            self.channel.put_shard(tracker.shard_name, tracker.shard_file)
-            grantable.append(lease.shard_rows - lease.granted_through)
+            grantable.append(lease.grantable)
             open_leases += 1
 
     def _grant(self, view: View) -> None:
@@ -341,6 +347,8 @@ class SlotRunner:
         for lease_id in sorted(self.trackers):
             tracker = self.trackers[lease_id]
             lease = tracker.lease
+            if not lease.grantable:
+                continue
             own, _ = soon[lease_id]
             through = next_grant(
                 lease.shard_rows,

@@ -15,6 +15,7 @@ from mailer_lib.dispatch import agent_keeper, control
 from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.central_ledger import write_off
 from mailer_lib.dispatch.channel import LocalChannel
+from mailer_lib.dispatch.lease import extend_grant, hand_back, take_lease
 from mailer_lib.dispatch.loss import lose_server
 from mailer_lib.dispatch.slot import SlotProgress, SlotState, run_slot
 from mailer_lib.dispatch.slot_report import worth_a_look
@@ -186,6 +187,24 @@ def test_a_killed_agent_is_started_again_and_nobody_gets_it_twice(world: World, 
     books = balance(world.engine, world.settings, send_id)
     assert (books[Outcome.INJECTED], books[Outcome.UNKNOWN], books.duplicates) == (150, 0, 0)
     assert received(sink) == 150
+
+
+def test_a_slot_that_comes_back_sends_what_it_was_granted_after_others_went_on_with_the_shard(
+    world: World, sink: SinkProcess
+) -> None:
+    """Its lease can't grow any more, under an epoch that is over; it must not stand still because of that."""
+    equip(world, sink)
+    send_id = ready_send(world, [60])
+    mine, other = world.slot(0), world.slot(1)
+    lease = take_lease(world.engine, send_id, mine.server_id, mine.slot)
+    assert lease is not None
+    extend_grant(world.engine, lease, 20)
+    assert hand_back(world.engine, lease)
+    assert run_slot(world.engine, world.settings, send_id, other).state is SlotState.STRANDED
+    assert received(sink) == 40
+    assert Running(world, send_id, mine).report().state is SlotState.DONE
+    assert received(sink) == 60
+    assert balance(world.engine, world.settings, send_id)[Outcome.INJECTED] == 60
 
 
 def test_a_slot_that_is_asked_to_stop_ends_its_agent_and_another_call_goes_on(world: World, sink: SinkProcess) -> None:
