@@ -63,7 +63,7 @@ def upgrade(engine: Engine, revision: str = "head") -> tuple[str | None, str]:
     """Run what is missing. Returns the revisions before and after; the same when there was nothing to do."""
     from alembic import command
 
-    with write(engine) as connection, _one_at_a_time(connection):
+    with _one_at_a_time(engine), write(engine) as connection:
         before = _current(connection)
         if before is not None and before > head():
             raise MigrationError(
@@ -105,19 +105,23 @@ def _current(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _one_at_a_time(connection: Connection) -> Iterator[None]:
-    if connection.dialect.name == "sqlite":  # BEGIN IMMEDIATE has done it
+def _one_at_a_time(engine: Engine) -> Iterator[None]:
+    """Hold the lock on a connection of its own, so that it outlives the commit of the last revision's number."""
+    if engine.dialect.name == "sqlite":  # BEGIN IMMEDIATE does it
         yield
         return
-    taken = connection.execute(text("SELECT GET_LOCK(:name, :wait)"), {"name": _LOCK, "wait": _LOCK_WAIT_S}).scalar()
-    if taken != 1:
-        raise MigrationError(
-            f"another process has been migrating this database for {_LOCK_WAIT_S} s; try again when it is done"
-        )
-    try:
-        yield
-    finally:
-        connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK})
+    with engine.connect() as connection:
+        taken = connection.execute(
+            text("SELECT GET_LOCK(:name, :wait)"), {"name": _LOCK, "wait": _LOCK_WAIT_S}
+        ).scalar()
+        if taken != 1:
+            raise MigrationError(
+                f"another process has been migrating this database for {_LOCK_WAIT_S} s; try again when it is done"
+            )
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK})
 
 
 def _render(kind: str, item: Any, autogen_context: Any) -> str | bool:
