@@ -133,6 +133,7 @@ class SlotRunner:
         self._suppressions_at: datetime | None = None
         self._control: ControlFile | None = None
         self._control_at = 0.0
+        self._pause_generation = 0  # of the control file that asked for the pause
         self._heartbeat_at = 0.0
         self._said_at = 0.0
         self._said: SlotState | None = None
@@ -311,6 +312,8 @@ class SlotRunner:
             return
         wanted = wanted.model_copy(update={"generation": wanted.generation + 1})
         self.channel.write_control(wanted)
+        if wanted.control is Control.PAUSE and (self._control is None or self._control.control is not Control.PAUSE):
+            self._pause_generation = wanted.generation
         self._control = wanted
         self._control_at = time.monotonic()
 
@@ -480,8 +483,10 @@ class SlotRunner:
 
     def _progress(self, view: View) -> SlotProgress:
         status = self._fresh_status()
-        if view.wish.agent is Control.PAUSE:
+        if view.wish.agent is Control.PAUSE and self._has_paused(status):
             state, reason = SlotState.PAUSED, view.wish.reason
+        elif view.wish.agent is Control.PAUSE:
+            state, reason = SlotState.WAITING, "pausing: what is on its way is finished first"
         elif status is None:
             state, reason = SlotState.STARTING, ""
         elif status.state == "waiting" or status.reason:
@@ -499,6 +504,12 @@ class SlotRunner:
             deferred=sum(t.deferred for t in self.trackers.values()),
             leases=len(self.trackers),
         )
+
+    def _has_paused(self, status: Status | None) -> bool:
+        """Whether nothing more leaves: the agent has read of the pause, and nothing is on its way."""
+        if status is None:
+            return not self.channel.is_alive()
+        return status.state == "paused" and status.generation >= self._pause_generation and status.in_flight == 0
 
     def _say(self, progress: SlotProgress, *, force: bool = False) -> None:
         at = time.monotonic()

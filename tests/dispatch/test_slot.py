@@ -1,5 +1,6 @@
 """A slot with a real agent and a real sink: everything granted is sent once, whoever dies in between."""
 
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -138,6 +139,22 @@ def test_pause_holds_and_resume_goes_on_where_it_was(sqlite_world: World, sink: 
     assert slot.report().state is SlotState.DONE
     assert received(sink) == 200
     assert balance(world.engine, world.settings, send_id).balanced
+
+
+def test_a_slot_says_paused_only_once_nothing_is_on_its_way(sqlite_world: World, sink: SinkProcess) -> None:
+    world = sqlite_world
+    sink.set_rules("domains: {gmail.example: {slow: {after_dot_ms: 2500}}}")  # longer than a slot's tick
+    equip(world, sink)
+    send_id = ready_send(world, [200], pace_per_s=40.0)
+    slot = Running(world, send_id, world.slot())
+    slot.until(lambda said: said.in_flight > 0)
+    control.pause(world.engine, "spring-sale#1", "ann")
+    slot.until(lambda said: said.state is SlotState.PAUSED)
+    held = received(sink)
+    time.sleep(3)
+    assert received(sink) == held
+    control.stop(world.engine, "spring-sale#1", "ann")
+    assert slot.report().state is SlotState.STOPPED
 
 
 def test_stop_cancels_what_was_not_sent(world: World, sink: SinkProcess) -> None:
