@@ -16,21 +16,25 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from mailer_lib.contacts.attributes import ValueProblemError, declared, declared_choices
-from mailer_lib.contacts.batch import Batch, ImportScope, store
+from mailer_lib.contacts.batch import Portion, store
 from mailer_lib.contacts.columns import ColumnMap, Field, MappingError, map_columns
-from mailer_lib.contacts.csv_source import BadRecord, CsvSource, open_csv
+from mailer_lib.contacts.csv_source import open_csv
 from mailer_lib.contacts.lists import list_id
+from mailer_lib.contacts.portions import PortionReader, chunks
 from mailer_lib.contacts.precedence import KeptOut
+from mailer_lib.contacts.records import RecordSource
 from mailer_lib.contacts.rejects import RejectsWriter, rejects_path
-from mailer_lib.contacts.rows import ConsentDefaults, RowParser, RowProblemError, parse_moment
+from mailer_lib.contacts.rows import ConsentDefaults, RowParser, parse_moment
+from mailer_lib.contacts.scope import ImportScope
 from mailer_lib.contacts.seen import SeenHashes
 from mailer_lib.database import audit
+from mailer_lib.database.bulk_load import loading
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.retry import write_again
 from mailer_lib.settings import Settings
 from mailer_lib.terms import AttributeType, SubscriptionState
 
-BATCH_ROWS = 2000  # about 0.15 s of a write lock on SQLite
+BATCH_ROWS = 5000
 
 ProgressCall = Callable[[int, int | None], None]
 
@@ -101,14 +105,18 @@ def import_contacts(
     with open_csv(path, options.encoding, options.delimiter) as source:
         columns, defaults = _columns_and_defaults(path, source, options, types)
         parser = RowParser(columns, types, defaults, started, choices)
+        reader = PortionReader(parser, identity.address_hash)
         scope = ImportScope(target, options.consent is SubscriptionState.PENDING, started)
         with write(engine) as connection:
             audit.record(connection, actor, "contacts.import.begin", f"list:{options.list_name}", {"file": path.name})
-        with RejectsWriter(
-            rejects_path(settings.storage, path, started), source.header, source.encoding, source.delimiter
-        ) as rejects:
-            run = _Run(engine, scope, SeenHashes(), identity.address_hash)
-            rows = _read_all(source, parser, rejects, run, batch_rows=options.batch_rows, progress=progress)
+        with (
+            RejectsWriter(
+                rejects_path(settings.storage, path, started), source.header, source.encoding, source.delimiter
+            ) as rejects,
+            loading(engine) as quick,
+        ):
+            run = _Run(quick, scope, SeenHashes())
+            rows = _read_all(source, reader, rejects, run, batch_rows=options.batch_rows, progress=progress)
         report = run.report(rows, rejects.rows, rejects.path if rejects.rows else None, columns.ignored)
     with write(engine) as connection:
         audit.record(connection, actor, "contacts.import", f"list:{options.list_name}", _audit_detail(path, report))
@@ -116,8 +124,8 @@ def import_contacts(
 
 
 def _read_all(
-    source: CsvSource,
-    parser: RowParser,
+    source: RecordSource,
+    reader: PortionReader,
     rejects: RejectsWriter,
     run: "_Run",
     *,
@@ -126,50 +134,38 @@ def _read_all(
 ) -> int:
     """Read the whole file in batches; returns the number of its rows."""
     rows = 0
-    for item in source:
-        rows += 1
-        if isinstance(item, BadRecord):
-            rejects.write(item.line, "", item.reason, item.cells, item.raw)
-            continue
-        try:
-            run.batch.add(parser.parse(item.cells))
-        except RowProblemError as problem:
-            rejects.write(item.line, problem.column, str(problem), item.cells)
-            continue
-        if run.batch.rows >= batch_rows:
-            run.flush()
-            if progress is not None:
-                progress(rows, max(rows, rows * source.size // max(source.bytes_read, 1)))
-    run.flush()
+    for chunk in chunks(source.blocks(), batch_rows):
+        rows += chunk.records
+        portion, refused = reader.read(chunk)
+        for reject in refused:
+            rejects.write(reject.line, reject.column, reject.reason, reject.cells, reject.raw)
+        run.store(portion)
+        if progress is not None:
+            progress(rows, max(rows, rows * source.size // max(source.bytes_read, 1)))
     if progress is not None:
         progress(rows, rows)
     return rows
 
 
 class _Run:
-    """The batch at hand and the counts of those before it."""
+    """The counts of the batches so far."""
 
-    def __init__(
-        self, engine: Engine, scope: ImportScope, seen: SeenHashes, address_hash: Callable[[str], bytes]
-    ) -> None:
+    def __init__(self, engine: Engine, scope: ImportScope, seen: SeenHashes) -> None:
         self._engine = engine
         self._scope = scope
         self._seen = seen
-        self._address_hash = address_hash
         self._counts: Counter[str] = Counter()
         self._kept_out: Counter[KeptOut] = Counter()
-        self.batch = Batch(address_hash)
 
-    def flush(self) -> None:
-        batch, self.batch = self.batch, Batch(self._address_hash)
-        if not batch.drafts:
+    def store(self, portion: Portion) -> None:
+        keys = portion.keys
+        if not keys:
             return
-        hashes = list(batch.drafts)
-        known = {h for h, before in zip(hashes, self._seen.add(hashes), strict=True) if before}
-        counts = write_again(self._engine, lambda connection: store(connection, self._scope, batch, known))
+        known = {h for h, before in zip(keys, self._seen.add(keys), strict=True) if before}
+        counts = write_again(self._engine, lambda connection: store(connection, self._scope, portion, known))
         self._counts.update(
             new=counts.new, updated=counts.updated, unchanged=counts.unchanged, confirmed=counts.confirmed,
-            pending=counts.pending, undated=counts.undated, duplicates=batch.rows - len(hashes) + len(known),
+            pending=counts.pending, undated=counts.undated, duplicates=portion.rows - len(keys) + len(known),
         )  # fmt: skip
         self._kept_out.update(counts.kept_out)
 
@@ -182,7 +178,7 @@ class _Run:
 
 
 def _columns_and_defaults(
-    path: Path, source: CsvSource, options: ImportOptions, types: dict[str, AttributeType]
+    path: Path, source: RecordSource, options: ImportOptions, types: dict[str, AttributeType]
 ) -> tuple[ColumnMap, ConsentDefaults]:
     mapped = dict(options.columns)
     at: datetime | None = None
