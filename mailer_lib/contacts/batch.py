@@ -30,6 +30,7 @@ from mailer_lib.contacts.providers import provider_of
 from mailer_lib.contacts.rows import Evidence, ParsedRow
 from mailer_lib.contacts.scope import ImportScope
 from mailer_lib.database import bulk
+from mailer_lib.database.bulk_lookup import IN_CHUNK
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import consent_events, contacts, domain_suppressions, subscriptions, suppressions
 from mailer_lib.terms import ContactState, SubscriptionState, SuppressionReason
@@ -381,5 +382,5 @@ class _Plan:
 
 
 def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(values), bulk.IN_CHUNK):
-        yield values[start : start + bulk.IN_CHUNK]
+    for start in range(0, len(values), IN_CHUNK):
+        yield values[start : start + IN_CHUNK]

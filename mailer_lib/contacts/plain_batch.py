@@ -1,9 +1,9 @@
 """The quick way of a batch into the database, for those about whom there is nothing to weigh.
 
-That is: somebody of whom nothing is known, or a contact who stays what they are; not subscribed to the list yet, or in the
-state that the import brings; neither suppressed, nor unsubscribed, nor at a barred domain. ``sort_out`` finds them, all
-others go the exact way (``batch.store``). What a consent is worth is ``precedence.weigh``'s decision here too: without a
-refusal or a barrier it doesn't depend on the time of the consent, so one answer serves all.
+That is: somebody of whom nothing is known, or a contact who stays what they are; not subscribed to the list yet, or in
+the state that the import brings; neither suppressed, nor unsubscribed, nor at a barred domain. ``sort_out`` finds them,
+all others go the exact way (``batch.store``). What a consent is worth is ``precedence.weigh``'s decision here too:
+without a refusal or a barrier it doesn't depend on the time of the consent, so one answer serves all.
 """
 
 import json
@@ -16,6 +16,7 @@ from mailer_lib.contacts.plain_rows import PlainRows
 from mailer_lib.contacts.precedence import NEWCOMER, Standing, Verdict, weigh
 from mailer_lib.contacts.scope import ImportScope
 from mailer_lib.database import bulk, bulk_load
+from mailer_lib.database.bulk_lookup import IN_CHUNK, People
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import domain_suppressions
 from mailer_lib.terms import ContactState, SubscriptionState
@@ -31,7 +32,6 @@ class Sorted:
     recording: list[int] = field(default_factory=list)  # whose evidence isn't recorded yet
     unchanged: list[int] = field(default_factory=list)
     states: dict[int, SubscriptionState] = field(default_factory=dict)  # of those unchanged
-    ids: dict[bytes, int] = field(default_factory=dict)  # of contacts that join
 
 
 def newcomer(scope: ImportScope) -> Verdict:
@@ -42,10 +42,11 @@ def newcomer(scope: ImportScope) -> Verdict:
 def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows) -> Sorted:
     """Look up what is known of the people, and say who goes which way."""
     keys = rows.keys
-    known = {row[0]: row for row in bulk.known_contacts(connection, scope.list_id, keys)}
-    barred = bulk.barred(connection, scope.list_id, keys)
+    people = People(connection, keys)
+    known = {row[0]: row for row in people.contacts(scope.list_id)}
+    barred = people.barred(scope.list_id)
     evidence: dict[bytes, set[tuple[str | None, str | None]]] = {}
-    for key, at, source in bulk.recorded_evidence(connection, scope.list_id, scope.method, keys):
+    for key, at, source in people.evidence(scope.list_id, scope.method):
         evidence.setdefault(key, set()).update(((at, source), (None, source)))
     domains = _barred_domains(connection, rows.domains)
     found = Sorted()
@@ -65,7 +66,7 @@ def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows) -> Sor
             continue
         at, source = rows.at[i], rows.sources[i]
         joins = contact is None or contact[8] is None
-        if contact is not None and not joins:
+        if contact is not None and contact[8] is not None:
             moved_on = contact[8] == SubscriptionState.CONFIRMED and not scope.requested and at is not None
             if contact[8] not in keeps or (moved_on and (contact[9] is None or contact[9] < at)):
                 found.exact.append(i)
@@ -75,11 +76,9 @@ def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows) -> Sor
             found.recording.append(i)
         if contact is None:
             found.new.append(i)
-        elif joins:
-            found.ids[key] = contact[1]
         if joins:
             found.joining.append(i)
-        else:
+        elif contact is not None:
             found.unchanged.append(i)
             found.states[i] = keeps[contact[8]]
     return found
@@ -120,7 +119,7 @@ def write(connection: Connection, scope: ImportScope, rows: PlainRows, found: So
         )  # fmt: skip
     if found.joining:
         joining = _at(rows, found.joining)
-        ids = found.ids | bulk.contact_ids(connection, [key for key in joining.keys if key not in found.ids])
+        ids = People(connection, joining.keys).ids()
         dated = verdict.state is SubscriptionState.CONFIRMED and not scope.requested
         bulk_load.add_subscriptions(
             connection,
@@ -155,8 +154,8 @@ def _at(rows: PlainRows, indexes: Sequence[int]) -> PlainRows:
 def _barred_domains(connection: Connection, domains: Sequence[str]) -> set[str]:
     barred: set[str] = set()
     names = sorted(set(domains))
-    for start in range(0, len(names), bulk.IN_CHUNK):
-        chunk = names[start : start + bulk.IN_CHUNK]
+    for start in range(0, len(names), IN_CHUNK):
+        chunk = names[start : start + IN_CHUNK]
         barred.update(
             connection.scalars(select(domain_suppressions.c.domain).where(domain_suppressions.c.domain.in_(chunk)))
         )

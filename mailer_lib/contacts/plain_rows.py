@@ -1,12 +1,12 @@
 """The rows that need no second look, read column by column: what ``RowParser`` gives, about four times as quick. Pure.
 
-``RowParser`` alone says what a row means and what is wrong with it. Here its readers are run once for each distinct text
-of a column; a row that any of them refuses, or whose shape is unusual, is left to ``RowParser``. Values are in the form
-in which the database stores them, so that a plain row goes from the file to the driver without an object of its own.
+``RowParser`` alone says what a row means and what is wrong with it. Here its readers are run once for each distinct
+text of a column; a row that any of them refuses, or whose shape is unusual, is left to ``RowParser``. Values are in the
+form in which the database stores them, so that a row goes from the file to the driver without an object of its own.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from itertools import compress
@@ -21,6 +21,8 @@ from mailer_lib.database.bulk import moment_text
 
 MEMO_TEXTS = 65_536  # of a column, about 10 MB; a column of distinct texts starts anew after them
 FIELDS = (Field.GIVEN_NAME, Field.FAMILY_NAME, Field.LOCALE, Field.TIMEZONE)
+
+_CONTROLS = bytes([*range(9), *range(14, 32), 127])  # as rows.RowParser refuses them
 
 attributes_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 
@@ -47,7 +49,13 @@ class PlainRows:
 
     def only(self, wanted: Sequence[object]) -> "PlainRows":
         """The rows whose entry in ``wanted`` is true."""
-        return PlainRows(*(list(compress(getattr(self, f.name), wanted)) for f in fields(self)))
+        return PlainRows(*(list(compress(getattr(self, name), wanted)) for name in _COLUMNS))
+
+
+_COLUMNS = tuple(f.name for f in fields(PlainRows))
+
+
+_COLUMNS = tuple(f.name for f in fields(PlainRows))
 
 
 class _Odd:
@@ -107,11 +115,11 @@ class PlainReader:
     def read(self, rows: Sequence[list[str]]) -> PlainRows:
         """The plain ones among ``rows``; all others are for ``RowParser``."""
         places = list(range(len(rows)))
-        if set(map(len, rows)) != {self._width} or not "".join(map("".join, rows)).isprintable():
-            places = [i for i, r in enumerate(rows) if len(r) == self._width and "".join(r).isprintable()]
+        if set(map(len, rows)) != {self._width} or not _clean(map("".join, rows)):
+            places = [i for i, r in enumerate(rows) if len(r) == self._width and _clean(r)]
             rows = [rows[i] for i in places]
         if not rows:
-            return PlainRows(*([] for _ in fields(PlainRows)))
+            return PlainRows(*([] for _ in _COLUMNS))
         return self._columns(places, list(zip(*rows, strict=True)))
 
     def _columns(self, places: list[int], texts: list[tuple[str, ...]]) -> PlainRows:
@@ -142,12 +150,19 @@ class PlainReader:
             if fragments
             else ["{}"] * count
         )
+        given_names, family_names, locales, timezones = (named.get(f.value) or [None] * count for f in FIELDS)
         rows = PlainRows(
             places, list(map(self._address_hash, normalised)), given, normalised, domains,
-            list(map(provider_of, domains)), *(named.get(f.value) or [None] * count for f in FIELDS), attributes, at,
+            list(map(provider_of, domains)), given_names, family_names, locales, timezones, attributes, at,
             sources, wordings, ips,
         )  # fmt: skip
         return rows.only([i not in odd for i in range(count)]) if odd else rows
+
+
+def _clean(texts: Iterable[str]) -> bool:
+    """Without control characters that no cell may have; ten times as quick as a regular expression."""
+    data = "".join(texts).encode("utf-8", "surrogatepass")
+    return len(data.translate(None, _CONTROLS)) == len(data)
 
 
 _ODD_ADDRESS = Address("", "", "", "")

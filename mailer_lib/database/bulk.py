@@ -5,7 +5,7 @@ that no layer converts a value twice.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -114,55 +114,3 @@ def insert_consent_events(connection: Connection, rows: Sequence[tuple[Any, ...]
     if rows:
         mark = "?" if connection.dialect.name == "sqlite" else "%s"
         connection.exec_driver_sql(_insert("consent_events", CONSENT_COLUMNS, mark), list(rows))
-
-
-# --- what is known of many people -------------------------------------------------------------------------------------
-
-IN_CHUNK = 1000  # values of one IN (…): far below SQLite's 32,766 and MySQL's packet
-
-# Times as text (``moment_text``): as CHAR both databases give them in the form in which they were written.
-_KNOWN = """
-SELECT c.address_hash, c.id, c.address_given, c.given_name, c.family_name, c.locale, c.timezone, c.attributes,
-       s.state, CAST(s.confirmed_at AS CHAR(26))
-FROM contacts c LEFT JOIN subscriptions s ON s.contact_id = c.id AND s.list_id = {mark}
-WHERE c.address_hash IN ({marks})"""
-_IDS = "SELECT address_hash, id FROM contacts WHERE address_hash IN ({marks})"
-_BARRED = """
-SELECT DISTINCT address_hash FROM suppressions
-WHERE lifted_at IS NULL AND list_id IN (0, {mark}) AND address_hash IN ({marks})"""
-_EVIDENCE = """
-SELECT address_hash, CAST(occurred_at AS CHAR(26)), source FROM consent_events
-WHERE list_id = {mark} AND method = {mark} AND address_hash IN ({marks})"""
-
-
-def known_contacts(connection: Connection, list_id: int, hashes: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
-    """(address_hash, id, address_given, four fields, attributes as JSON text, state of the subscription to the list or
-    None, its confirmed_at as text) of each contact among the hashes."""
-    return _select(connection, _KNOWN, (list_id,), hashes)
-
-
-def contact_ids(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, int]:
-    """Ids of the contacts among the hashes."""
-    return {row[0]: row[1] for row in _select(connection, _IDS, (), hashes)}
-
-
-def barred(connection: Connection, list_id: int, hashes: Sequence[bytes]) -> set[bytes]:
-    """Who of the hashes has an active suppression, of this list or everywhere."""
-    return {row[0] for row in _select(connection, _BARRED, (list_id,), hashes)}
-
-
-def recorded_evidence(
-    connection: Connection, list_id: int, method: str, hashes: Sequence[bytes]
-) -> Iterator[tuple[bytes, str, str | None]]:
-    """(address_hash, occurred_at as text, source) of the evidence that this method left for the list."""
-    return _select(connection, _EVIDENCE, (list_id, method), hashes)  # type: ignore[return-value]
-
-
-def _select(
-    connection: Connection, template: str, first: tuple[Any, ...], hashes: Sequence[bytes]
-) -> Iterator[tuple[Any, ...]]:
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    for start in range(0, len(hashes), IN_CHUNK):
-        chunk = hashes[start : start + IN_CHUNK]
-        sql = template.format(mark=mark, marks=", ".join([mark] * len(chunk)))
-        yield from connection.exec_driver_sql(sql, (*first, *chunk))  # type: ignore[misc]

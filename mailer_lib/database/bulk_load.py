@@ -1,8 +1,8 @@
 """Many new rows at a time, by columns: LOAD DATA LOCAL INFILE on MySQL and MariaDB, prepared tuples on SQLite.
 
-LOAD DATA takes about a third of what a multi-row INSERT costs client and server (docs/decisions/0204). It reads from a file
-in memory that has no name, so that no address lies on a disk. A server may refuse it (``local_infile``): then, and where
-rows collide with those of another writer, the statements of ``bulk`` do the work.
+LOAD DATA takes about a third of what a multi-row INSERT costs client and server (docs/decisions/0204). It reads from a
+file in memory that has no name, so that no address lies on a disk. A server may refuse it (``local_infile``): then, and
+where rows collide with those of another writer, the statements of ``bulk`` do the work.
 """
 
 import os
@@ -54,13 +54,13 @@ def add_contacts(connection: Connection, columns: Mapping[str, Any]) -> None:
 
     Whom another writer has added meanwhile is updated, as ``bulk.upsert_contacts`` does.
     """
-    if not _load(connection, "contacts", columns):
+    if not load(connection, "contacts", columns):
         bulk.upsert_contacts(connection, _rows(bulk.CONTACT_COLUMNS, columns))
 
 
 def add_subscriptions(connection: Connection, columns: Mapping[str, Any]) -> None:
     """New subscriptions, likewise (``bulk.SUBSCRIPTION_COLUMNS``)."""
-    if not _load(connection, "subscriptions", columns):
+    if not load(connection, "subscriptions", columns):
         bulk.upsert_subscriptions(connection, _rows(bulk.SUBSCRIPTION_COLUMNS, columns))
 
 
@@ -70,7 +70,7 @@ def add_consent_events(connection: Connection, columns: Mapping[str, Any]) -> No
     Raises:
         BulkLoadError: not all of it was taken; the transaction must be rolled back.
     """
-    loaded = _load(connection, "consent_events", columns)
+    loaded = load(connection, "consent_events", columns)
     if loaded is None:
         bulk.insert_consent_events(connection, _rows(bulk.CONSENT_COLUMNS, columns))
     elif not loaded:
@@ -81,8 +81,11 @@ def _rows(names: Sequence[str], columns: Mapping[str, Any]) -> list[tuple[Any, .
     return list(zip(*(c if isinstance(c := columns[name], list) else repeat(c) for name in names), strict=False))
 
 
-def _load(connection: Connection, table: str, columns: Mapping[str, Any]) -> bool | None:
-    """Whether every row was inserted; None when nothing was tried."""
+def load(connection: Connection, table: str, columns: Mapping[str, Any]) -> bool | None:
+    """Insert rows; whether all of them were inserted. None: nothing was tried, other statements must do it.
+
+    ``columns``: for each column a list, or one value for all rows.
+    """
     if connection.dialect.name == "sqlite" or load_refused(connection) or not hasattr(os, "memfd_create"):
         return None
     lists = {name: column for name, column in columns.items() if isinstance(column, list)}
@@ -93,13 +96,14 @@ def _load(connection: Connection, table: str, columns: Mapping[str, Any]) -> boo
     constants = {name: value for name, value in columns.items() if name not in lists}
     names = ", ".join(f"@{name}" if name in _BINARY else name for name in lists)
     sets = [f"{name} = UNHEX(@{name})" for name in lists if name in _BINARY] + [f"{name} = %s" for name in constants]
+    setting = f"SET {', '.join(sets)}" if sets else ""
     descriptor = os.memfd_create(f"mailfleet-{table}", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(text)
         result = connection.exec_driver_sql(
             f"LOAD DATA LOCAL INFILE '/proc/self/fd/{descriptor}' INTO TABLE {table} CHARACTER SET utf8mb4 "
-            rf"FIELDS TERMINATED BY '\t' ESCAPED BY '\\' LINES TERMINATED BY '\n' ({names}) SET {', '.join(sets)}",
+            rf"FIELDS TERMINATED BY '\t' ESCAPED BY '\\' LINES TERMINATED BY '\n' ({names}) {setting}",
             tuple(constants.values()),
         )
     except DBAPIError as error:
