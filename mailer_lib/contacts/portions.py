@@ -32,6 +32,19 @@ class Reject:
     raw: str = ""
 
 
+def without_first(blocks: Iterable[Rows | BadRecord], records: int) -> Iterator[Rows | BadRecord]:
+    """The blocks without their first records: those that an earlier run has stored."""
+    for block in blocks:
+        held = 1 if isinstance(block, BadRecord) else len(block.cells)
+        if records >= held:
+            records -= held
+        elif records and not isinstance(block, BadRecord):
+            yield Rows(block.first_line + records, block.cells[records:])
+            records = 0
+        else:
+            yield block
+
+
 def chunks(blocks: Iterable[Rows | BadRecord], records: int) -> Iterator[Chunk]:
     """The file in chunks of that many records; the last one is smaller."""
     chunk = Chunk()

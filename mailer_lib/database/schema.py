@@ -186,6 +186,31 @@ domain_suppressions = Table(
     **_MYSQL,
 )
 
+import_jobs = Table(  # imports that haven't reached the end of their file; a re-run goes on from here
+    "import_jobs",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("fingerprint", Exact(64), nullable=False, unique=True, comment="sha256 of file and options"),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("rows", Id, nullable=False, comment="records behind, all of them stored"),
+    Column("seen", Id, nullable=False, comment="addresses noted, for counting duplicates"),
+    Column("rejects", String(500), comment="file of rejected rows"),
+    Column("rejects_bytes", Id, nullable=False, comment="its length at that point"),
+    Column("counts", JSON, nullable=False, comment="contacts.importer.Counts"),
+    **_MYSQL,
+)
+
+foreign_suppressions = Table(  # lists that others hand out as unkeyed hashes of lower-cased addresses
+    "foreign_suppressions",
+    metadata,
+    Column("kind", Exact(8), primary_key=True, comment="contacts.foreign.HashKind"),
+    Column("digest", LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), primary_key=True),
+    Column("source", String(200)),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
 # --- what to send -----------------------------------------------------------------------------------------------------
 
 criteria = Table(
