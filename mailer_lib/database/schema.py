@@ -201,16 +201,6 @@ import_jobs = Table(  # imports that haven't reached the end of their file; a re
     **_MYSQL,
 )
 
-foreign_suppressions = Table(  # lists that others hand out as unkeyed hashes of lower-cased addresses
-    "foreign_suppressions",
-    metadata,
-    Column("kind", Exact(8), primary_key=True, comment="contacts.foreign.HashKind"),
-    Column("digest", LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), primary_key=True),
-    Column("source", String(200)),
-    Column("created_at", UtcDateTime, nullable=False),
-    **_MYSQL,
-)
-
 # --- what to send -----------------------------------------------------------------------------------------------------
 
 criteria = Table(

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, text
 
 from mailer_lib.contacts import consent
 from mailer_lib.contacts.precedence import EVERYWHERE, Standing, weigh
-from mailer_lib.database.engine import write
-from mailer_lib.database.schema import contacts, domain_suppressions, metadata, subscriptions, suppressions
 from mailer_lib.settings import Settings
 from mailer_lib.terms import SubscriptionState, SuppressionReason
+from tests.contacts.emptied import emptied
 from tests.contacts.exact_import import import_exactly
 from tests.contacts.world import World, at
 
@@ -66,14 +64,6 @@ def _happen(world: World, r: random.Random) -> None:
             world.do(consent.confirm, address, list_id=world.list_id, method="form", source="/form", at=when)
 
 
-def _empty(engine: Engine) -> None:
-    with write(engine) as connection:
-        for table in (subscriptions, contacts, suppressions, domain_suppressions):
-            connection.execute(delete(table))
-        connection.execute(text("DROP TABLE consent_events"))  # append-only: its triggers go with it
-        metadata.tables["consent_events"].create(connection)
-
-
 @given(
     seed=st.integers(0, 2**32), requested=st.lists(st.booleans(), min_size=3, max_size=3), batch_rows=st.integers(1, 12)
 )
@@ -83,7 +73,7 @@ def test_any_history_ends_as_if_everybody_had_been_weighed_one_by_one(
 ) -> None:
     ends = []
     for load in (world.load, SimpleNamespace(load=lambda *a, **o: import_exactly(world, *a, **o)).load):
-        _empty(world.engine)
+        emptied(world.engine)
         r = random.Random(seed)
         reports = []
         for asked in requested:

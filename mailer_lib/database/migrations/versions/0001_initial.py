@@ -89,17 +89,6 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
-    op.create_table('foreign_suppressions',
-    sa.Column('kind', Exact(8), nullable=False, comment='contacts.foreign.HashKind'),
-    sa.Column('digest', sa.LargeBinary(length=32).with_variant(sa.VARBINARY(length=32), 'mariadb').with_variant(sa.VARBINARY(length=32), 'mysql'), nullable=False),
-    sa.Column('source', sa.String(length=200), nullable=True),
-    sa.Column('created_at', UtcDateTime(), nullable=False),
-    sa.PrimaryKeyConstraint('kind', 'digest', name=op.f('pk_foreign_suppressions')),
-    mariadb_charset='utf8mb4',
-    mariadb_engine='InnoDB',
-    mysql_charset='utf8mb4',
-    mysql_engine='InnoDB'
-    )
     op.create_table('import_jobs',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('fingerprint', Exact(64), nullable=False, comment='sha256 of file and options'),
@@ -477,7 +466,6 @@ def downgrade() -> None:
     op.drop_table('seed_addresses')
     op.drop_table('lists')
     op.drop_table('import_jobs')
-    op.drop_table('foreign_suppressions')
     op.drop_table('domain_suppressions')
     op.drop_table('criteria')
     op.drop_index('ix_contacts_provider', table_name='contacts')
