@@ -3,8 +3,8 @@
 What a record can't be read as comes out too, as ``BadRecord`` with its raw text: bytes that aren't in the encoding,
 an open quote that would swallow the rest of the file, a line without end. The reader goes on with the next line.
 
-Most blocks of a file hold nothing of the kind: one record a line, all bytes right. They are split as a whole, four
-times as quick as record by record; any other block is read record by record.
+Most blocks of a file hold nothing of the kind: one record a line, all bytes right. They are split as a whole;
+any other block is read record by record.
 """
 
 import codecs

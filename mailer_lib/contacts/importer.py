@@ -37,7 +37,7 @@ from mailer_lib.database.retry import write_again
 from mailer_lib.settings import Settings
 from mailer_lib.terms import AttributeType, SubscriptionState
 
-BATCH_ROWS = 5000  # 0.2 to 0.3 s of a write lock on SQLite
+BATCH_ROWS = 5000
 FIRST_REJECTS = 20
 _KEPT_OUT = "kept_out:"
 
@@ -79,7 +79,7 @@ class ImportReport:
     rejects: Path | None = None
     ignored_columns: tuple[str, ...] = ()
     undated: int = 0  # people whose consent has no date: it can't be newer than any refusal
-    without_load_data: bool = False  # the server refused LOAD DATA LOCAL: half as quick
+    without_load_data: bool = False  # the server refused LOAD DATA LOCAL: slower
     resumed_after: int = 0  # rows that an earlier run had stored
     first_rejects: tuple[Reject, ...] = ()  # of this run, at most ``FIRST_REJECTS``
 

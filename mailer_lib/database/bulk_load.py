@@ -1,6 +1,6 @@
 """Many new rows at a time, by columns: LOAD DATA LOCAL INFILE on MySQL and MariaDB, prepared tuples on SQLite.
 
-LOAD DATA takes about a third of what a multi-row INSERT costs client and server (docs/decisions/0204). It reads from a
+LOAD DATA spares the client escaping each value (docs/decisions/0204). It reads from a
 file in memory that has no name, so that no address lies on a disk. A server may refuse it (``local_infile``): then, and
 where rows collide with those of another writer, the statements of ``bulk`` do the work.
 """
