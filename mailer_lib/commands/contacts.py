@@ -22,6 +22,12 @@ Domain = Annotated[
 ]
 
 
+class Format(StrEnum):
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
 class Consent(StrEnum):
     CONFIRMED = "confirmed"
     PENDING = "pending"
@@ -29,7 +35,7 @@ class Consent(StrEnum):
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="CSV with a header line.")],
+    file: Annotated[Path, typer.Argument(help="CSV with a header line, JSON Lines (both may be .gz), or Parquet.")],
     *,
     list_name: Annotated[str, typer.Option("--list", help="The list that they gave their consent for.")],
     consent: Annotated[
@@ -63,16 +69,22 @@ def import_(
     delimiter: Annotated[
         str | None, typer.Option(help="One character; found by itself as a rule. \\t is a tab.")
     ] = None,
+    format_: Annotated[Format | None, typer.Option("--format", help="When the file's name doesn't tell it.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read, validate and weigh everything; write nothing."),
+    ] = False,
     no_send: Annotated[bool, typer.Option("--no-send", help="Pending: don't send the confirmation mails now.")] = False,
     pool: Pool = None,
     domain: Domain = None,
 ) -> None:
-    """Import contacts with their consent. Running it twice gives the same; a killed import is run again.
+    """Import contacts with their consent. Running it twice gives the same; a killed import goes on when run again.
 
     Well-known headers (E-Mail, First name, Language, …) and declared attributes are matched by themselves. Rows that
     can't be imported go to a rejects file with line, column and reason: mend it and import it. Who is suppressed or
     has unsubscribed stays so, unless the consent is newer.
     """
+    from mailer_lib.contacts.formats import FileFormat
     from mailer_lib.contacts.importer import ImportOptions, import_contacts
     from mailer_lib.terms import SubscriptionState
 
@@ -87,12 +99,14 @@ def import_(
         consent_ip=consent_ip,
         encoding=encoding,
         delimiter="\t" if delimiter == "\\t" else delimiter,
+        format=FileFormat(format_.value) if format_ is not None else None,
+        dry_run=dry_run,
     )
     with open_context() as context:
-        with progress(f"importing {file.name}") as report:
+        with progress(f"{'trying' if dry_run else 'importing'} {file.name}") as report:
             done = import_contacts(context.engine, context.settings, file, options, report, actor=context.actor)
-        _print_report(done, consent)
-        if consent is Consent.PENDING and not no_send:
+        _print_report(done, consent, dry_run=dry_run)
+        if consent is Consent.PENDING and not no_send and not dry_run:
             _confirm_pending(context, list_name, pool, domain)
 
 
@@ -106,8 +120,12 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _print_report(done: "ImportReport", consent: Consent) -> None:
+def _print_report(done: "ImportReport", consent: Consent, *, dry_run: bool) -> None:
     output = console()
+    if dry_run:
+        output.print("dry run: nothing was written; this is what the import would do")
+    if done.resumed_after:
+        output.print(f"went on after row {done.resumed_after:,}, where an earlier run was interrupted")
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(justify="right")
     table.add_column()
@@ -132,6 +150,11 @@ def _print_report(done: "ImportReport", consent: Consent) -> None:
         output.print(f"columns not imported: {', '.join(done.ignored_columns)}", markup=False)
     if done.rejects is not None:
         output.print(f"rejected rows, with line, column and reason: {done.rejects}", markup=False, soft_wrap=True)
+    for reject in done.first_rejects if dry_run else ():
+        where = f"line {reject.line}" + (f", {reject.column}" if reject.column else "")
+        output.print(f"{where}: {reject.reason}", markup=False)
+    if done.without_load_data:
+        output.print("the database server takes no files (local_infile = 0): with it, imports are cheaper")
 
 
 @app.command()
@@ -231,15 +254,54 @@ def unsubscribe(
 
 
 @app.command()
-def export(address: Annotated[str, typer.Argument(help="The address, in any spelling.")]) -> None:
-    """Everything that is known of a person, as JSON: what they may ask for (GDPR Art. 15 and 20)."""
+def export(
+    target: Annotated[str, typer.Argument(metavar="ADDRESS|FILE", help="With --list or --criteria a file.")],
+    *,
+    list_name: Annotated[
+        str | None, typer.Option("--list", help="Whoever is confirmed for it and not suppressed, with the consent.")
+    ] = None,
+    criteria: Annotated[str | None, typer.Option(help="Whoever matches these criteria (and is of the list).")] = None,
+) -> None:
+    """Everything that is known of a person, as JSON (GDPR Art. 15 and 20); or many contacts as a file.
+
+    The file is what `contacts import` takes: .csv, .csv.gz, .jsonl, .jsonl.gz or .parquet, mode 0600. Importing it into
+    another installation gives the same contacts and, with --list, the same consent.
+    """
     import json
 
     from mailer_lib.dispatch.dossier import dossier
 
     with open_context() as context:
-        found = dossier(context.engine, context.settings, address, actor=context.actor)
+        if list_name is not None or criteria is not None:
+            _export_many(context, Path(target), list_name, criteria)
+            return
+        found = dossier(context.engine, context.settings, target, actor=context.actor)
     typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _export_many(context: CommandContext, file: Path, list_name: str | None, criteria_name: str | None) -> None:
+    from mailer_lib.audience import catalogue, criteria, sampling
+    from mailer_lib.contacts.export_files import write_file
+    from mailer_lib.contacts.exporter import export_header, export_rows
+    from mailer_lib.contacts.lists import list_id
+    from mailer_lib.database import audit
+    from mailer_lib.database.engine import now, snapshot, write
+
+    detail = {"file": file.name, "criteria": criteria_name}
+    obj = f"list:{list_name}" if list_name else "list:*"
+    with write(context.engine) as connection:
+        audit.record(connection, context.actor, "contacts.export.begin", obj, detail)
+    with snapshot(context.engine) as connection, progress(f"exporting to {file.name}") as report:
+        target = list_id(connection, list_name) if list_name else None
+        condition = None
+        if criteria_name is not None:
+            tree = criteria.load(connection, criteria_name).rules
+            condition = sampling.condition(connection, tree, catalogue.load(connection), now=now())
+        rows = export_rows(connection, condition=condition, list_id=target, progress=report)
+        count = write_file(file, export_header(connection), rows)
+    with write(context.engine) as connection:
+        audit.record(connection, context.actor, "contacts.export.file", obj, detail | {"rows": count})
+    console().print(f"{count:,} contacts in {file}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mailer_lib.contacts.address import Address, AddressError, normalise, normalise_domain
 from mailer_lib.contacts.columns import Field, map_columns
-from mailer_lib.contacts.csv_source import BadRecord, CsvSource, Record, open_csv
+from mailer_lib.contacts.csv_source import CsvSource, open_csv
+from mailer_lib.contacts.records import BadRecord, Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,20 @@
-"""One batch of an import: what its rows say (``Batch``, no I/O) and how one transaction stores it (``store``)."""
+"""One batch of an import: what its rows say (``Portion``, no I/O) and how one transaction stores it (``store``).
 
-import json
+Most rows are plain and go the quick way (``plain_batch``); everybody else is weighed one by one, here.
+"""
+
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select, update
 
+from mailer_lib.contacts import plain_batch
 from mailer_lib.contacts.address import Address
 from mailer_lib.contacts.attributes import Value
+from mailer_lib.contacts.plain_rows import PlainRows, attributes_json
 from mailer_lib.contacts.precedence import (
     BY_PERSON,
     EVERYWHERE,
@@ -24,31 +28,16 @@ from mailer_lib.contacts.precedence import (
 )
 from mailer_lib.contacts.providers import provider_of
 from mailer_lib.contacts.rows import Evidence, ParsedRow
+from mailer_lib.contacts.scope import ImportScope
 from mailer_lib.database import bulk
+from mailer_lib.database.bulk_lookup import IN_CHUNK
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import consent_events, contacts, domain_suppressions, subscriptions, suppressions
 from mailer_lib.terms import ContactState, SubscriptionState, SuppressionReason
 
 T = TypeVar("T")
 
-IN_CHUNK = 1000  # values of one IN (…): far below SQLite's 32,766 and MySQL's packet
 _FIELDS = ("given_name", "family_name", "locale", "timezone")
-_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
-
-METHOD_CONFIRMED, METHOD_REQUESTED = "import", "import-request"
-
-
-@dataclass(frozen=True)
-class ImportScope:
-    """What is the same for all batches of one import."""
-
-    list_id: int
-    requested: bool  # double opt-in: not a consent yet
-    started: datetime  # stands for "when" in the evidence of people whose consent has no date
-
-    @property
-    def method(self) -> str:
-        return METHOD_REQUESTED if self.requested else METHOD_CONFIRMED
 
 
 @dataclass(slots=True)
@@ -67,20 +56,14 @@ class Draft:
         return max((e.at for e in self.evidence if e.at is not None), default=None)
 
 
-class Batch:
-    """Rows gathered by address hash, in the order of the file."""
+class Drafts(dict[bytes, Draft]):
+    """Drafts by address hash."""
 
-    def __init__(self, address_hash: Callable[[str], bytes]) -> None:
-        self._address_hash = address_hash
-        self.drafts: dict[bytes, Draft] = {}
-        self.rows = 0
-
-    def add(self, row: ParsedRow) -> None:
-        self.rows += 1
-        key = self._address_hash(row.address.normalised)
-        draft = self.drafts.get(key)
+    def add(self, key: bytes, row: ParsedRow) -> None:
+        """The next row of the file."""
+        draft = self.get(key)
         if draft is None:
-            self.drafts[key] = Draft(row.address, row.fields, row.attributes, [row.evidence])
+            self[key] = Draft(row.address, dict(row.fields), dict(row.attributes), [row.evidence])
             return
         draft.address = row.address
         draft.fields.update(row.fields)
@@ -113,12 +96,80 @@ class _Known:
     state: str
 
 
-def store(connection: Connection, scope: ImportScope, batch: Batch, already_counted: set[bytes]) -> BatchCounts:
-    """Store a batch in the open write transaction. ``already_counted``: hashes that came in an earlier batch."""
+@dataclass(frozen=True)
+class Portion:
+    """What one transaction stores. Nobody is both among ``plain`` and among ``drafts``."""
+
+    rows: int
+    plain: PlainRows
+    drafts: Drafts
+    reread: Callable[[int], ParsedRow]  # a plain row, by its place, once more: the exact way
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Whom it is about, each once."""
+        return [*self.plain.keys, *self.drafts]
+
+
+def store(
+    connection: Connection,
+    scope: ImportScope,
+    portion: Portion,
+    already_counted: Collection[bytes],
+    *,
+    dry: bool = False,
+) -> BatchCounts:
+    """Store a portion in the open write transaction, or with ``dry`` only say what would be stored.
+
+    ``already_counted``: hashes that came earlier in the file.
+    """
+    plain, drafts = portion.plain, Drafts(portion.drafts)
     counts = BatchCounts()
-    stored = _Stored(connection, scope, batch)
+    if plain.keys:
+        found = plain_batch.sort_out(connection, scope, plain)
+        for i in found.exact:
+            drafts.add(plain.keys[i], portion.reread(plain.places[i]))
+        _count_plain(counts, scope, plain, found, already_counted)
+        if not dry:
+            plain_batch.write(connection, scope, plain, found)
+    if drafts:
+        _store_exactly(connection, scope, drafts, already_counted, counts, dry=dry)
+    return counts
+
+
+def _count_plain(
+    counts: BatchCounts, scope: ImportScope, plain: PlainRows, found: plain_batch.Sorted, already: Collection[bytes]
+) -> None:
+    def fresh(indexes: Sequence[int]) -> list[int]:
+        return [i for i in indexes if plain.keys[i] not in already] if already else list(indexes)
+
+    new, unchanged = fresh(found.new), fresh(found.unchanged)
+    joining = len(fresh(found.joining))
+    counts.new += len(new)
+    counts.updated += joining - len(new)
+    counts.unchanged += len(unchanged)
+    if plain_batch.newcomer(scope).state is SubscriptionState.CONFIRMED:
+        counts.confirmed += joining + len(unchanged)
+    else:
+        pending = sum(found.states[i] is SubscriptionState.PENDING for i in unchanged)
+        counts.pending += joining + pending
+        counts.confirmed += len(unchanged) - pending
+    counts.undated += sum(plain.at[i] is None for i in (*fresh(found.joining), *unchanged))
+
+
+def _store_exactly(
+    connection: Connection,
+    scope: ImportScope,
+    drafts: Mapping[bytes, Draft],
+    already_counted: Collection[bytes],
+    counts: BatchCounts,
+    *,
+    dry: bool,
+) -> None:
+    """Everybody weighed by themselves: the way that ``plain_batch`` must equal."""
+    stored = _Stored(connection, scope, drafts)
     plan = _Plan(scope)
-    for key, draft in batch.drafts.items():
+    for key, draft in drafts.items():
         known = stored.contacts.get(key)
         standing = stored.standing(key, draft.address.domain)
         at = draft.newest
@@ -137,8 +188,8 @@ def store(connection: Connection, scope: ImportScope, batch: Batch, already_coun
                 counts.updated += 1
             else:
                 counts.unchanged += 1
-    plan.write(connection, stored)
-    return counts
+    if not dry:
+        plan.write(connection, stored)
 
 
 def _count(counts: BatchCounts, verdict: Verdict, at: datetime | None) -> None:
@@ -154,8 +205,8 @@ def _count(counts: BatchCounts, verdict: Verdict, at: datetime | None) -> None:
 class _Stored:
     """What the database knows of a batch's people, in a handful of queries."""
 
-    def __init__(self, connection: Connection, scope: ImportScope, batch: Batch) -> None:
-        hashes = list(batch.drafts)
+    def __init__(self, connection: Connection, scope: ImportScope, drafts: Mapping[bytes, Draft]) -> None:
+        hashes = list(drafts)
         self.contacts: dict[bytes, _Known] = {}
         self.confirmed_at: dict[bytes, datetime | None] = {}
         self.evidence: dict[bytes, set[tuple[datetime | None, str | None]]] = {}
@@ -166,7 +217,7 @@ class _Stored:
             self._read_contacts(connection, scope.list_id, chunk)
             self._read_barriers(connection, scope.list_id, chunk)
             self._read_evidence(connection, scope, chunk)
-        for names in _chunks(sorted({draft.address.domain for draft in batch.drafts.values()})):
+        for names in _chunks(sorted({draft.address.domain for draft in drafts.values()})):
             query = select(domain_suppressions.c.domain).where(domain_suppressions.c.domain.in_(names))
             self._domains.update(connection.scalars(query))
 
@@ -258,7 +309,7 @@ class _Plan:
             (
                 address.given, address.normalised, key, address.domain, provider_of(address.domain),
                 fields.get("given_name"), fields.get("family_name"), fields.get("locale"), fields.get("timezone"),
-                _to_json(attributes), state.value, self._moment, self._moment,
+                attributes_json(attributes), state.value, self._moment, self._moment,
             )
         )  # fmt: skip
         return True

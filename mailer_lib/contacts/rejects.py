@@ -5,6 +5,7 @@ and housekeeping removes it with the other rejects.
 """
 
 import csv
+import os
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +20,14 @@ def rejects_path(storage: Path, source: Path, at: datetime) -> Path:
 
 
 class RejectsWriter:
-    """Opened by the first rejected row; an import without rejects leaves no file."""
+    """Opened by the first rejected row; an import without rejects leaves no file.
 
-    def __init__(self, path: Path, header: list[str], encoding: str, delimiter: str) -> None:
+    ``kept_bytes``: an earlier run's file, of which so much stays.
+    """
+
+    def __init__(self, path: Path, header: list[str], encoding: str, delimiter: str, kept_bytes: int = 0) -> None:
         self.path = path
-        self.rows = 0
+        self.size = kept_bytes
         self._header = [column for column in header if column not in REJECT_COLUMNS]
         self._kept = [index for index, column in enumerate(header) if column not in REJECT_COLUMNS]
         self._width = len(header)
@@ -38,14 +42,22 @@ class RejectsWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(mode=0o600)
             errors = "strict" if "16" in self._encoding or "32" in self._encoding else "surrogateescape"
-            self._file = self.path.open("w", encoding=self._encoding, errors=errors, newline="")
+            os.truncate(self.path, self.size)
+            self._file = self.path.open("a", encoding=self._encoding, errors=errors, newline="")
             self._writer = csv.writer(self._file, delimiter=self._delimiter)
-            self._writer.writerow([*self._header, *REJECT_COLUMNS])
+            if not self.size:
+                self._writer.writerow([*self._header, *REJECT_COLUMNS])
         padded = cells[: self._width] + [""] * (self._width - len(cells))
         if len(cells) > self._width and not raw:
             raw = self._delimiter.join(cells)
         self._writer.writerow([*(padded[index] for index in self._kept), line, column, reason, raw.rstrip("\r\n")])
-        self.rows += 1
+
+    def flush(self) -> None:
+        """What was written so far is on the disk; ``size`` says how much."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.size = os.fstat(self._file.fileno()).st_size
 
     def __enter__(self) -> Self:
         return self

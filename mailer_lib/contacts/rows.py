@@ -73,22 +73,22 @@ class RowParser:
         read_at: datetime,
         choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
-        self._width = len(columns.header)
+        self.width = len(columns.header)
         self._header = columns.header
-        self._address = columns.fields[Field.ADDRESS]
-        self._defaults = defaults
-        self._latest = read_at + CLOCK_SKEW
+        self.address_index = columns.fields[Field.ADDRESS]
+        self.defaults = defaults
+        self.latest = read_at + CLOCK_SKEW
         readers: dict[Field, Callable[[str], str]] = {
             Field.GIVEN_NAME: _name,
             Field.FAMILY_NAME: _name,
             Field.LOCALE: parse_locale,
             Field.TIMEZONE: parse_timezone,
         }
-        self._fields = [(f.value, columns.fields[f], read) for f, read in readers.items() if f in columns.fields]
-        self._attributes = [
+        self.fields = [(f.value, columns.fields[f], read) for f, read in readers.items() if f in columns.fields]
+        self.attributes = [
             (key, index, parser_of(types[key], choices.get(key, ()))) for key, index in columns.attributes.items()
         ]
-        self._consent = {
+        self.consent = {
             f: columns.fields.get(f)
             for f in (Field.CONSENT_AT, Field.CONSENT_SOURCE, Field.CONSENT_WORDING, Field.CONSENT_IP)
         }
@@ -99,21 +99,21 @@ class RowParser:
         Raises:
             RowProblemError: the first thing that is wrong with it.
         """
-        if len(cells) != self._width:
-            raise RowProblemError("", f"it has {len(cells)} columns where the header has {self._width}")
+        if len(cells) != self.width:
+            raise RowProblemError("", f"it has {len(cells)} columns where the header has {self.width}")
         if not "".join(cells).isprintable():
             for column, cell in zip(self._header, cells, strict=True):
                 if _BINARY.search(cell):
                     raise RowProblemError(column, "there is a control character in it")
-        index = self._address
+        index = self.address_index
         try:
             address = normalise(cells[index])
             fields: dict[str, str] = {}
-            for name, index, read in self._fields:
+            for name, index, read in self.fields:
                 if cells[index] and (text := read(cells[index])):
                     fields[name] = text
             attributes: dict[str, Value] = {}
-            for name, index, parse in self._attributes:
+            for name, index, parse in self.attributes:
                 if cells[index] and not cells[index].isspace():
                     attributes[name] = parse(cells[index])
         except (AddressError, ValueProblemError) as error:
@@ -121,22 +121,22 @@ class RowParser:
         return ParsedRow(address, fields, attributes, self._evidence(cells))
 
     def _evidence(self, cells: list[str]) -> Evidence:
-        at, source = self._defaults.at, self._defaults.source
-        wording, ip = self._defaults.wording, self._defaults.ip
+        at, source = self.defaults.at, self.defaults.source
+        wording, ip = self.defaults.wording, self.defaults.ip
         index = 0
         try:
-            for field, place in self._consent.items():
+            for field, place in self.consent.items():
                 if place is None or not cells[place].strip():
                     continue
                 index = place
                 if field is Field.CONSENT_AT:
                     at = parse_moment(cells[place])
-                    if at > self._latest:
+                    if at > self.latest:
                         raise ValueProblemError("the consent lies in the future")
                 elif field is Field.CONSENT_SOURCE:
-                    source = clean_text(cells[place], MAX_SOURCE)
+                    source = parse_source(cells[place])
                 elif field is Field.CONSENT_WORDING:
-                    wording = clean_text(cells[place], MAX_WORDING)
+                    wording = parse_wording(cells[place])
                 else:
                     ip = parse_ip(cells[place])
         except ValueProblemError as error:
@@ -146,6 +146,14 @@ class RowParser:
 
 def _name(text: str) -> str:
     return clean_text(text, MAX_NAME)
+
+
+def parse_source(text: str) -> str:
+    return clean_text(text, MAX_SOURCE)
+
+
+def parse_wording(text: str) -> str:
+    return clean_text(text, MAX_WORDING)
 
 
 @lru_cache(maxsize=4096)

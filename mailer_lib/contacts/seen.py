@@ -21,6 +21,11 @@ class SeenHashes:
     def __len__(self) -> int:
         return sum(len(level) for level in self._levels)
 
+    def add_prefixes(self, packed: bytes) -> None:
+        """Distinct prefixes, none of which is here, as ``fresh_prefixes`` gave them."""
+        if packed:
+            self._levels.append(np.sort(np.frombuffer(packed, dtype=">u8").astype(np.uint64)))
+
     def add(self, hashes: Sequence[bytes]) -> list[bool]:
         """For each hash (distinct among themselves): was it here before? Then add them all."""
         if not hashes:
@@ -34,7 +39,8 @@ class SeenHashes:
             known |= level[places] == fresh
         merged = np.sort(fresh[~known])
         while self._levels and len(merged) and len(self._levels[-1]) <= 2 * len(merged):
-            merged = np.sort(np.concatenate([self._levels.pop(), merged]))
+            merged = np.concatenate([self._levels.pop(), merged])
+            merged.sort()  # in place: a sorted copy would be as large again
         if len(merged):
             self._levels.append(merged)
         return [bool(value) for value in known]

@@ -18,8 +18,11 @@ from sqlalchemy.engine import make_url
 BUSY_TIMEOUT_MS = 30_000
 
 
-def open_engine(url: str) -> Engine:
-    """An engine for the central database; SQLite files are made, with their folder, on first use."""
+def open_engine(url: str, *, local_infile: bool = False) -> Engine:
+    """An engine for the central database; SQLite files are made, with their folder, on first use.
+
+    ``local_infile`` lets the server ask for files: for imports only (``bulk_load.loading``).
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if parsed.database and parsed.database != ":memory:":
@@ -33,7 +36,7 @@ def open_engine(url: str) -> Engine:
         isolation_level="READ COMMITTED",
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args={"charset": "utf8mb4"},
+        connect_args={"charset": "utf8mb4"} | ({"local_infile": 1} if local_infile else {}),
     )
 
 

@@ -18,13 +18,14 @@ T = TypeVar("T")
 
 ATTEMPTS = 6
 _DEADLOCK, _LOCK_WAIT = 1213, 1205
+_NO_AUTOINC = 1467  # a deadlock too: about the counter, which LOAD DATA locks for the whole statement
 
 
 def is_deadlock(error: BaseException) -> bool:
     """Whether running the transaction again is the cure."""
     original = getattr(error, "orig", None)
     code = original.args[0] if original is not None and original.args else None
-    return isinstance(error, OperationalError) and code in (_DEADLOCK, _LOCK_WAIT)
+    return isinstance(error, OperationalError) and code in (_DEADLOCK, _LOCK_WAIT, _NO_AUTOINC)
 
 
 def write_again(engine: Engine, work: Callable[[Connection], T]) -> T:

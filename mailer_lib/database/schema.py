@@ -186,6 +186,21 @@ domain_suppressions = Table(
     **_MYSQL,
 )
 
+import_jobs = Table(  # imports that haven't reached the end of their file; a re-run goes on from here
+    "import_jobs",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("fingerprint", Exact(64), nullable=False, unique=True, comment="sha256 of file and options"),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("rows", Id, nullable=False, comment="records behind, all of them stored"),
+    Column("seen", Id, nullable=False, comment="addresses noted, for counting duplicates"),
+    Column("rejects", String(500), comment="file of rejected rows"),
+    Column("rejects_bytes", Id, nullable=False, comment="its length at that point"),
+    Column("counts", JSON, nullable=False, comment="contacts.importer.Counts"),
+    **_MYSQL,
+)
+
 # --- what to send -----------------------------------------------------------------------------------------------------
 
 criteria = Table(

@@ -169,3 +169,26 @@ def test_export_and_erase(mailfleet: Command, shop: Path, sqlite_engine: Engine)
         "contacts.erase.files",
         "contacts.export",
     ]
+
+
+def test_a_dry_run_and_the_import_itself(mailfleet: Command, shop: Path, sqlite_engine: Engine) -> None:
+    ran = load(mailfleet, shop, "--dry-run")
+    assert ran.code == 0, ran.stderr
+    for words in ("nothing was written", "2  new contacts", "line 4, E-Mail: there is no @ in it"):
+        assert words in ran.stdout
+    assert mailfleet("contacts", "show", "lena@x.org").code == 1
+    assert "contacts.import" not in actions(sqlite_engine)
+
+
+def test_many_contacts_as_a_file(mailfleet: Command, shop: Path, sqlite_engine: Engine) -> None:
+    load(mailfleet, shop, "--consent-at", "2026-03-01")
+    rules = shop.with_name("linz.json")
+    rules.write_text('{"combinator": "and", "rules": [{"field": "attribute.city", "operator": "=", "value": "Linz"}]}')
+    assert mailfleet("criteria", "save", "linz", rules).code == 0
+    all_of_list, some = shop.with_name("all.parquet"), shop.with_name("some.csv")
+    assert "2 contacts in" in mailfleet("contacts", "export", all_of_list, "--list", "newsletter").stdout
+    assert "1 contacts in" in mailfleet("contacts", "export", some, "--criteria", "linz").stdout
+    assert some.read_text().splitlines()[1] == "Lena@x.org,Lena,,,,,,,,Linz,12"
+    assert load(mailfleet, all_of_list).stdout.count("2  unchanged") == 1
+    assert actions(sqlite_engine).count("contacts.export.file") == 2
+    assert "exists already" in mailfleet("contacts", "export", some, "--list", "newsletter").stderr

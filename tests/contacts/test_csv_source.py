@@ -1,14 +1,17 @@
 """Reading a customer's file: no record is lost, whatever stands in it."""
 
 import csv
+import gzip
 import io
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer_lib.contacts.csv_source import MAX_LINE_CHARS, BadRecord, CsvError, Record, open_csv
+from mailer_lib.contacts.csv_source import MAX_LINE_CHARS, CsvError, open_csv
+from mailer_lib.contacts.records import BadRecord, Record, SourceError, each
 
 CELL = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",), exclude_characters="\r\n\0"), max_size=8)
 
@@ -149,3 +152,37 @@ def test_every_line_is_in_exactly_one_record(tmp_path_factory: pytest.TempPathFa
     assert len(covered) == len(set(covered))
     left_out = set(range(2, len(lines) + 2)) - set(covered)
     assert not any(any(next(csv.reader([lines[number - 2]]), [])) for number in left_out)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(["a@x.org", ",", "\n", "\r\n", "\r", '"', "é", "\udcfc", " ", "x" * 30, '"b,c"', "\n\n"]),
+        max_size=40,
+    ),
+    block_chars=st.integers(1, 60),
+)
+def test_a_file_is_the_same_however_it_falls_into_blocks(parts: list[str], block_chars: int) -> None:
+    """Read a character at a time, every record goes the exact way; that is the reference."""
+    text = "mail,name\n" + "".join(parts)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "people.csv"
+        path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        with open_csv(path) as source:
+            items = list(source)
+        with open_csv(path) as source:
+            source.block_chars = block_chars
+            assert list(source) == items
+        with open_csv(path) as source:
+            assert list(each(source.one_by_one())) == items
+
+
+def test_a_compressed_file_is_told_by_its_content(file: Path) -> None:
+    content = gzip.compress(b"mail,name\n" + b"a@x.org,Ann\n" * 20_000)
+    file.write_bytes(content)
+    assert len(good(file)) == 20_000
+    file.write_bytes(content[:-20])
+    with pytest.raises(SourceError, match="not copied to its end"):
+        good(file)

@@ -1,12 +1,15 @@
 """Importing a file: what gets in, what stays out, and that running it again is harmless. On both databases."""
 
+import contextlib
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +21,13 @@ from sqlalchemy import func, select
 from mailer_lib.contacts import consent
 from mailer_lib.contacts.columns import MappingError
 from mailer_lib.contacts.csv_source import CsvError
-from mailer_lib.contacts.importer import ConsentOptionError
+from mailer_lib.contacts.importer import ConsentOptionError, ImportOptions, ImportReport, import_contacts
 from mailer_lib.contacts.lists import ListError
 from mailer_lib.contacts.precedence import EVERYWHERE, KeptOut
-from mailer_lib.database.engine import read
-from mailer_lib.database.schema import audit_log, contacts
+from mailer_lib.database.engine import open_engine, read
+from mailer_lib.database.migrate import upgrade
+from mailer_lib.database.schema import audit_log, contacts, import_jobs
+from mailer_lib.settings import Settings
 from mailer_lib.terms import ContactState, SubscriptionState, SuppressionReason
 from tests.contacts.world import World, at
 
@@ -293,6 +298,107 @@ def test_killed_in_mid_import_and_run_again_it_is_as_if_nothing_happened(world: 
     assert [len(rows) for name, rows in interrupted.items() if name != "suppressions"] == [4000] * 3
     assert world.load(file).unchanged == 4000
     assert world.tables() == interrupted
+
+
+KILLS = 20
+CHILD = """
+import sys
+from pathlib import Path
+from mailer_lib.database.engine import open_engine
+from mailer_lib.settings import load_settings
+from tests.contacts.world import World
+s = load_settings()
+world = World(open_engine(s.url), s, 0)
+print("ready", flush=True)
+world.load(Path(sys.argv[1]), batch_rows=25)
+"""
+
+
+@pytest.mark.fault
+def test_killed_at_random_moments_it_ends_as_an_undisturbed_import(
+    world: World, file: Path, settings: Settings, tmp_path: Path
+) -> None:
+    rows = many(6000).splitlines(keepends=True)
+    rows[500:500] = ["nobody,,,,,,,,,\n", '"open,,,,,,,,,\n', rows[17], rows[18].replace("Linz", "Graz")]
+    rows[2500:2500] = ["nobody,,,,,,,,,\n", rows[30]]
+    file.write_text("".join(rows))
+    moments = random.Random(20)
+    for _ in range(KILLS):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(file)],
+            cwd=Path(__file__).parents[2],
+            env=os.environ,
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert child.wait(moments.random() * 0.1) is None, "the import reached its end before it was killed"
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    report = world.load(file, batch_rows=25)
+
+    elsewhere = Settings(home=tmp_path / "elsewhere", identity_key=settings.identity().secret.hex())
+    engine = open_engine(f"sqlite:///{tmp_path}/elsewhere.db")
+    upgrade(engine)
+    undisturbed = World.make(engine, elsewhere)
+    expected = undisturbed.load(file, batch_rows=25)
+    assert world.tables() == undisturbed.tables()
+    assert report.resumed_after > 0
+    assert counts(report) == counts(expected)
+    assert rejected(report.rejects) == rejected(expected.rejects)
+    engine.dispose()
+
+
+def counts(report: ImportReport) -> tuple[object, ...]:
+    return (report.rows, report.new, report.updated, report.unchanged, report.duplicates, report.rejected)
+
+
+def test_an_import_goes_on_where_it_was_interrupted(world: World, file: Path) -> None:
+    file.write_text(many(100) + "nobody,,,,,,,,,\n" + many(20).split("\n", 1)[1])
+
+    class InterruptedByTestError(Exception):
+        pass
+
+    def interrupt(done: int, total: int | None) -> None:
+        if done >= 60:
+            raise InterruptedByTestError
+
+    options = ImportOptions("newsletter", SubscriptionState.CONFIRMED, batch_rows=20)
+    with pytest.raises(InterruptedByTestError):
+        import_contacts(world.engine, world.settings, file, options, interrupt)
+    report = import_contacts(world.engine, world.settings, file, options)
+    assert (report.resumed_after, report.rows, report.new, report.duplicates, report.rejected) == (60, 121, 100, 20, 1)
+    with read(world.engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(import_jobs)) == 0
+    assert list((world.settings.home / "imports").iterdir()) == []
+
+
+def test_other_options_are_another_import(world: World, file: Path) -> None:
+    file.write_text(many(100))
+    with pytest.raises(ZeroDivisionError):
+        import_contacts(
+            world.engine, world.settings, file, ImportOptions("newsletter", SubscriptionState.CONFIRMED, batch_rows=20),
+            lambda done, total: 1 // 0,
+        )  # fmt: skip
+    report = world.load(file, consent=SubscriptionState.PENDING)
+    assert (report.resumed_after, report.new, report.unchanged) == (0, 80, 20)
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(world: World, file: Path) -> None:
+    world.load(file, HEAD + LENA)
+    world.do(consent.unsubscribe, "cy@example.org", list_id=None, method="form", source=None, at=at("2026-06-01"))
+    before = world.tables()
+    text = HEAD + LENA + BO + BO.replace("bo@", "cy@") + "nobody,,,,,,,,,\n" + BO.replace("York", "Hull")
+    report = world.load(file, text, dry_run=True, batch_rows=2)
+    assert world.tables() == before
+    assert not (world.settings.storage / "rejects").exists()
+    assert [(reject.line, reject.column) for reject in report.first_rejects] == [(5, "E-Mail")]
+    real = world.load(file, batch_rows=2)
+    assert replace(report, rejects=real.rejects) == real
+    with read(world.engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(audit_log)) == 4  # two imports, both real
 
 
 def _count(world: World) -> int:

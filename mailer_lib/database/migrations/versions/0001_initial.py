@@ -89,6 +89,23 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('import_jobs',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('fingerprint', Exact(64), nullable=False, comment='sha256 of file and options'),
+    sa.Column('started_at', UtcDateTime(), nullable=False),
+    sa.Column('updated_at', UtcDateTime(), nullable=False),
+    sa.Column('rows', Id, nullable=False, comment='records behind, all of them stored'),
+    sa.Column('seen', Id, nullable=False, comment='addresses noted, for counting duplicates'),
+    sa.Column('rejects', sa.String(length=500), nullable=True, comment='file of rejected rows'),
+    sa.Column('rejects_bytes', Id, nullable=False, comment='its length at that point'),
+    sa.Column('counts', sa.JSON(), nullable=False, comment='contacts.importer.Counts'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_import_jobs')),
+    sa.UniqueConstraint('fingerprint', name=op.f('uq_import_jobs_fingerprint')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('lists',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('name', Exact(64), nullable=False),
@@ -448,6 +465,7 @@ def downgrade() -> None:
     op.drop_table('sending_domains')
     op.drop_table('seed_addresses')
     op.drop_table('lists')
+    op.drop_table('import_jobs')
     op.drop_table('domain_suppressions')
     op.drop_table('criteria')
     op.drop_index('ix_contacts_provider', table_name='contacts')
