@@ -10,6 +10,7 @@ Field names come from here and never reach SQL; ``expressions.py`` and ``criteri
     subscription.<list>.state .source                         of that subscription: where it stands, where it came from
     subscription.<list>.confirmed_at .unsubscribed_at         its age: when it last became so, an instant
     criteria                                                  matches other stored criteria
+    behaviour.sent .opened .clicked .bounced                  did so, how often and when (``behaviour.py``)
 
 ``list`` takes every state on purpose: who is pending or has left must match, so that the snapshot can say *why* they
 were barred (``exclusions.py`` bars them, always).
@@ -24,7 +25,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from mailer_lib.database.schema import attribute_types, criteria, lists
+from mailer_lib.audience.behaviour import BehaviourKind
+from mailer_lib.database.schema import attribute_types, campaigns, criteria, lists
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
 from mailer_lib.terms import AttributeType, SubscriptionState
 
@@ -64,6 +66,7 @@ class FieldKind(StrEnum):
     TEXT_LIST = "text-list"
     LIST = "list"
     CRITERIA = "criteria"  # other criteria, by name
+    BEHAVIOUR = "behaviour"
 
 
 _EXISTENCE = frozenset({Operator.NULL, Operator.NOT_NULL})
@@ -82,13 +85,14 @@ SUITED: Mapping[FieldKind, frozenset[Operator]] = {
     FieldKind.TEXT_LIST: frozenset({Operator.CONTAINS, Operator.IN, Operator.NOT_IN}) | _EXISTENCE,
     FieldKind.LIST: _SAME,
     FieldKind.CRITERIA: frozenset({Operator.EQ, Operator.NE}),
+    FieldKind.BEHAVIOUR: frozenset({Operator.EQ, Operator.LT, Operator.LE, Operator.GT, Operator.GE}) | _EXISTENCE,
 }
 
 
 @dataclass(frozen=True)
 class Field:
     """One name that a rule may use. ``column`` is one of ``contacts``, or of ``subscriptions`` when ``list_id`` is set;
-    ``attribute`` is a key. Neither is set for lists and criteria.
+    ``attribute`` is a key. Neither is set for lists, criteria and behaviour.
     """
 
     name: str
@@ -99,6 +103,7 @@ class Field:
     confirmed_only: bool = False  # kind LIST
     list_id: int | None = None
     choices: tuple[str, ...] = ()  # kind ENUM
+    behaviour: BehaviourKind | None = None
 
     @property
     def operators(self) -> frozenset[Operator]:
@@ -116,17 +121,21 @@ CONTACT_FIELDS = (
     Field("list", FieldKind.LIST),
     Field("list.confirmed", FieldKind.LIST, confirmed_only=True),
     Field("criteria", FieldKind.CRITERIA),
+    *(Field(f"behaviour.{kind}", FieldKind.BEHAVIOUR, behaviour=kind) for kind in BehaviourKind),
 )
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All that a tree can be checked against. ``lists``: id by name; ``criteria``: stored tree by name."""
+    """All that a tree can be checked against. ``lists``: id by name; ``criteria``: stored tree by name;
+    ``campaigns``: their names.
+    """
 
     attributes: Mapping[str, AttributeType] = field(default_factory=dict)
     lists: Mapping[str, int] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of attributes that are enums
     criteria: Mapping[str, Any] = field(default_factory=dict)
+    campaigns: frozenset[str] = frozenset()
 
     @property
     def fields(self) -> dict[str, Field]:
@@ -175,4 +184,5 @@ def load(connection: Connection) -> Catalogue:
         lists={name: int(id_) for name, id_ in named},
         choices={key: tuple(choices) for key, _, choices in types if choices},
         criteria=dict(map(tuple, stored)),
+        campaigns=frozenset(connection.scalars(select(campaigns.c.name))),
     )

@@ -64,15 +64,6 @@ def explain(connection: Connection, group: Group, condition: ColumnElement[bool]
     return Explanation(plan, tuple(_warnings(group)) if _reads_all(rows, sqlite) else tuple(_sample_warnings(group)))
 
 
-def rules_of(group: Group) -> Iterator[Rule]:
-    """Every rule, those of other criteria too."""
-    for member in group.members:
-        if isinstance(member, Group):
-            yield from rules_of(member)
-        else:
-            yield member
-
-
 def _sqlite_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     depth = {0: -1}
     for row in rows:

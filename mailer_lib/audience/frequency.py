@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 from sqlalchemy import Connection, select
 
+from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.audience.plan import FrequencyCap, SnapshotError, SnapshotPlan
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
@@ -159,7 +160,7 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
     connection.execute(_OUTCOME)
     ledgers = sorted(str(path) for folder in set(folders) for path in (folder / "ledgers").glob("*.ledger"))
     if ledgers:
-        connection.execute(_OUTCOMES, {"ledgers": ledgers})
+        connection.execute(f"INSERT INTO outcome {FINAL_ROWS}", {"ledgers": ledgers})
     connection.execute(
         _AT_CAP,
         {
@@ -173,20 +174,6 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
 
 
 _OUTCOME = "CREATE TEMP TABLE outcome (folder VARCHAR, number INTEGER, row BIGINT, outcome VARCHAR, t BIGINT)"
-
-# Final records only (docs/architecture.md, "Ledger"); the name of a ledger says whose shard it is.
-_OUTCOMES = r"""
-INSERT INTO outcome
-SELECT regexp_extract(filename, '^(.*)/ledgers/', 1),
-       CAST(regexp_extract(filename, '/([0-9]+)\.p[0-9]+\.e[0-9]+\.ledger$', 1) AS INTEGER),
-       CAST(place AS BIGINT), outcome, CAST(t AS BIGINT)
-FROM read_csv($ledgers, delim = '\t', header = false, quote = '', escape = '', auto_detect = false, null_padding = true,
-              filename = true, columns = {
-                  'kind': 'VARCHAR', 'place': 'VARCHAR', 'outcome': 'VARCHAR', 'code': 'VARCHAR', 'enhanced': 'VARCHAR',
-                  'queue_id': 'VARCHAR', 'conn': 'VARCHAR', 'variant': 'VARCHAR', 'provider': 'VARCHAR', 't': 'VARCHAR',
-                  'text': 'VARCHAR', 'crc': 'VARCHAR'})
-WHERE kind = 'O'
-"""
 
 # Ordered by shard, so that a look-up for one shard reads only its part.
 _AT_CAP = """

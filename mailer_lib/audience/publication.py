@@ -3,7 +3,7 @@
     1  shard=NNNN/, excluded/, manifest.json are written below .building-<phase>, fsynced (``assembly.py``)
     2  .building-<phase> is renamed to <phase>
     3  snapshots.state = published and a row for each shard, in one transaction
-    4  the ranges are removed
+    4  the ranges, and the people that behaviour rules were staged from, are removed
 
 Until the database says PUBLISHED nothing here counts: a publication that broke off, wherever, is done over from the
 ranges, with the ``already`` of today. A lock in the edition's folder keeps two processes from publishing it at once.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, insert, select, update
 
+from mailer_lib.audience import behaviour_sets
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.assembly import assemble
 from mailer_lib.audience.files import sync_folder
@@ -47,7 +48,8 @@ def publish(engine: Engine, settings: Settings, plan: SnapshotPlan, already: Col
             made, counted = _assembled(engine, settings, plan, keys, final)
             while not _record(engine, settings, plan, made, counted):
                 made, counted = _assembled(engine, settings, plan, keys, final)
-        shutil.rmtree(final / "ranges", ignore_errors=True)
+        for needless in ("ranges", behaviour_sets.FOLDER):
+            shutil.rmtree(final / needless, ignore_errors=True)
         return made
 
 

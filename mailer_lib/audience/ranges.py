@@ -24,8 +24,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, literal, select
 from sqlalchemy.types import LargeBinary
 
-from mailer_lib.audience import catalogue
+from mailer_lib.audience import behaviour_sets, catalogue
 from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.behaviour import Behaviour
+from mailer_lib.audience.behaviour_sets import FrozenPeople
 from mailer_lib.audience.criteria import where
 from mailer_lib.audience.exclusions import Exclusions, by_suppression, exclusions, seed_exclusions
 from mailer_lib.audience.expressions import field_expression
@@ -33,8 +35,8 @@ from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
 from mailer_lib.audience.manifest import MANIFEST_FILE, RangeRead
 from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
-from mailer_lib.audience.rules import parse
-from mailer_lib.audience.sampling import held
+from mailer_lib.audience.rules import Group, behaviours, parse
+from mailer_lib.audience.sampling import excluded_group, held
 from mailer_lib.contacts.address import AddressError, normalise
 from mailer_lib.contacts.providers import provider_of
 from mailer_lib.database.engine import now, read
@@ -185,16 +187,36 @@ def _columns(plan: SnapshotPlan, reasons: ColumnElement[int]) -> list[ColumnElem
     return [*base, *names, *(field_expression(f).label(f.name) for f in used), reasons.label("reasons")]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan asks of its ranges, with the trees that it froze."""
+
+    known: catalogue.Catalogue
+    picked: Group
+    left_out: Group | None
+
+    @classmethod
+    def of(cls, plan: SnapshotPlan, known: catalogue.Catalogue) -> "_Asked":
+        exclude = plan.inputs.exclude
+        frozen = replace(known, criteria={**plan.inputs.references, **exclude.references})
+        left_out = excluded_group(exclude, frozen, now=plan.as_of) if exclude.criteria else None
+        return cls(frozen, parse(plan.inputs.rules, frozen, now=plan.as_of), left_out)
+
+    @property
+    def behaviours(self) -> tuple[Behaviour, ...]:
+        return behaviours(*(group for group in (self.picked, self.left_out) if group is not None))
+
+
 def range_statement(plan: SnapshotPlan, known: catalogue.Catalogue, ids: IdRange) -> Select[Any]:
-    """Everybody of one range who matches, barred or not."""
-    exclude = plan.inputs.exclude
-    frozen = replace(known, criteria={**plan.inputs.references, **exclude.references})
-    barred = exclusions(plan.inputs.list_id, held(exclude, frozen, plan.thresholds, now=plan.as_of))
-    picked = where(parse(plan.inputs.rules, frozen, now=plan.as_of), plan.thresholds)
+    """Everybody of one range who matches, barred or not. What they did must be staged (``behaviour_sets.staged``)."""
+    asked = _Asked.of(plan, known)
+    barred = exclusions(plan.inputs.list_id, held(plan.inputs.exclude, asked.known, plan.thresholds, now=plan.as_of))
     return (
         select(*_columns(plan, barred.reasons))
         .select_from(barred.people)
-        .where(contacts.c.id.between(ids.first, min(ids.last, plan.max_contact_id)), picked)
+        .where(
+            contacts.c.id.between(ids.first, min(ids.last, plan.max_contact_id)), where(asked.picked, plan.thresholds)
+        )
     )
 
 
@@ -204,9 +226,11 @@ def _people(
     if plan.inputs.source == PlanSource.SEEDS:
         yield from _seeds(connection, settings, plan)
         return
-    statement = range_statement(plan, catalogue.load(connection), ids)
-    streaming = connection.execution_options(stream_results=True, yield_per=FETCH_ROWS)
-    yield from streaming.execute(statement).partitions()
+    known = catalogue.load(connection)
+    frozen = FrozenPeople(plan.folder(settings) / behaviour_sets.FOLDER, ids)
+    with behaviour_sets.staged(connection, _Asked.of(plan, known).behaviours, frozen):
+        streaming = connection.execution_options(stream_results=True, yield_per=FETCH_ROWS)
+        yield from streaming.execute(range_statement(plan, known, ids)).partitions()
 
 
 def _seeds(connection: Connection, settings: Settings, plan: SnapshotPlan) -> Iterator[Sequence[Sequence[Any]]]:

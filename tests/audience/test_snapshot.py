@@ -89,8 +89,8 @@ def test_relative_dates_samples_and_other_criteria_are_frozen_with_the_plan(worl
     }
     plan = planned(world, world.add_send(), rules=tree)
     with write(world.engine) as connection:
-        expected = sampling.condition(connection, tree, catalogue.load(connection), now=plan.as_of)
-        ids = set(connection.scalars(select(contacts.c.id).where(expected)))
+        with sampling.picking(connection, world.settings, tree, catalogue.load(connection), now=plan.as_of) as expected:
+            ids = set(connection.scalars(select(contacts.c.id).where(expected)))
         criteria.save(connection, known, "high", rule("attribute.points", "<", 100), actor="bob")
     many_more(world)
     assert load_plan(plan.path(world.settings)) == plan

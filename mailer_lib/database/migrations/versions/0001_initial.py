@@ -19,6 +19,7 @@ def upgrade() -> None:
     sa.Column('type', Exact(16), nullable=False, comment='terms.AttributeType'),
     sa.Column('label', sa.String(length=128), nullable=True),
     sa.Column('choices', sa.JSON(none_as_null=True), nullable=True, comment='type enum: array of texts'),
+    sa.Column('indexed', sa.SmallInteger(), server_default='0', nullable=False, comment='1: contacts has a generated column'),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.PrimaryKeyConstraint('key', name=op.f('pk_attribute_types')),
     mariadb_charset='utf8mb4',
@@ -61,7 +62,8 @@ def upgrade() -> None:
     mariadb_charset='utf8mb4',
     mariadb_engine='InnoDB',
     mysql_charset='utf8mb4',
-    mysql_engine='InnoDB'
+    mysql_engine='InnoDB',
+    sqlite_autoincrement=True
     )
     op.create_index('ix_contacts_domain', 'contacts', ['domain'], unique=False)
     op.create_index('ix_contacts_provider', 'contacts', ['provider'], unique=False)
