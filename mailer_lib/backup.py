@@ -23,6 +23,7 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Connection, Engine, inspect, select, update
 
+from mailer_lib.contacts import attributes
 from mailer_lib.database import audit, dump, migrate
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import campaigns, sending_domains, sends
@@ -156,6 +157,7 @@ def restore(engine: Engine, settings: Settings, path: Path, *, actor: str, on_ro
         rows = dump.load(engine, Path(work) / "database", manifest.revision, on_rows, finish)
         if rows != manifest.rows:
             raise BackupError(f"{path} holds other row counts than its manifest says; the database is not to be used")
+        attributes.restore_indexes(engine)
         if manifest.storage:
             settings.storage.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):

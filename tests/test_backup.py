@@ -15,7 +15,8 @@ from sqlalchemy import Engine, delete, func, insert, select, text
 
 from mailer_lib import backup
 from mailer_lib.backup import BackupError
-from mailer_lib.database import dump, migrate
+from mailer_lib.contacts import attributes
+from mailer_lib.database import dump, generated, migrate
 from mailer_lib.database.engine import now, open_engine, read, write
 from mailer_lib.database.schema import (
     audit_log,
@@ -29,7 +30,7 @@ from mailer_lib.database.schema import (
 )  # fmt: skip
 from mailer_lib.fleet import domains, pools
 from mailer_lib.settings import Settings, load_settings
-from mailer_lib.terms import SendState, SuppressionReason
+from mailer_lib.terms import AttributeType, SendState, SuppressionReason
 from tests.conftest import Ran
 
 AGNES = "agnes.o'neil+häkan@example.org"
@@ -145,6 +146,21 @@ def test_the_same_person_is_suppressed_by_hash_after_a_restore_into_either_datab
     for path in new_settings.keys_dir.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
     assert (new_settings.keys_dir / "dkim" / "news.fjordfern.example.mf1.pem").is_file()
+
+
+def test_an_indexed_attribute_is_indexed_after_a_restore(
+    lived_in: Engine, settings: Settings, elsewhere: tuple[Settings, Engine], tmp_path: Path
+) -> None:
+    with write(lived_in) as connection:
+        attributes.declare(connection, "city", AttributeType.TEXT)
+    attributes.index(lived_in, "city", actor="ann")
+    backup.create(lived_in, settings, tmp_path / "fleet.tar", on_rows=_quiet)
+    new_settings, new_engine = elsewhere
+    backup.restore(new_engine, new_settings, tmp_path / "fleet.tar", actor="test", on_rows=_quiet)
+    assert migrate.differences(new_engine) == []
+    with read(new_engine) as connection:
+        found = select(func.count()).select_from(contacts).where(generated.generated_column("city") == "Tromsø")
+        assert connection.scalar(found) == 4500
 
 
 def test_after_a_restore_consent_is_still_append_only_and_ids_go_on(

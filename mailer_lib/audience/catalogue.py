@@ -104,6 +104,7 @@ class Field:
     list_id: int | None = None
     choices: tuple[str, ...] = ()  # kind ENUM
     behaviour: BehaviourKind | None = None
+    indexed: bool = False  # an attribute with a generated column (database.generated)
 
     @property
     def operators(self) -> frozenset[Operator]:
@@ -136,12 +137,13 @@ class Catalogue:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of attributes that are enums
     criteria: Mapping[str, Any] = field(default_factory=dict)
     campaigns: frozenset[str] = frozenset()
+    indexed: frozenset[str] = frozenset()  # keys of attributes
 
     @property
     def fields(self) -> dict[str, Field]:
         found = {f.name: f for f in CONTACT_FIELDS}
         for key, type_ in sorted(self.attributes.items()):
-            made = attribute_field(key, type_, self.choices.get(key, ()))
+            made = attribute_field(key, type_, self.choices.get(key, ()), indexed=key in self.indexed)
             found[made.name] = made
         for name, list_id in sorted(self.lists.items()):
             found.update({f.name: f for f in subscription_fields(name, list_id)})
@@ -165,24 +167,26 @@ def subscription_fields(name: str, list_id: int) -> tuple[Field, ...]:
     )
 
 
-def attribute_field(key: str, type_: AttributeType, choices: tuple[str, ...] = ()) -> Field:
+def attribute_field(key: str, type_: AttributeType, choices: tuple[str, ...] = (), *, indexed: bool = False) -> Field:
     """Raises:
     ValueError: the key can't stand in a JSON path.
     """
     if not _ATTRIBUTE_KEY.fullmatch(key):
         raise ValueError(f'the attribute "{key}" can\'t be used: a key is letters, digits, "_", "-" and "."')
-    return Field(f"{ATTRIBUTE_PREFIX}{key}", FieldKind(type_.value), attribute=key, choices=choices)
+    return Field(f"{ATTRIBUTE_PREFIX}{key}", FieldKind(type_.value), attribute=key, choices=choices, indexed=indexed)
 
 
 def load(connection: Connection) -> Catalogue:
     """The catalogue of this moment."""
-    types = connection.execute(select(attribute_types.c.key, attribute_types.c.type, attribute_types.c.choices)).all()
+    known = attribute_types.c
+    types = connection.execute(select(known.key, known.type, known.choices, known.indexed)).all()
     named = connection.execute(select(lists.c.name, lists.c.id)).all()
     stored = connection.execute(select(criteria.c.name, criteria.c.rules)).all()
     return Catalogue(
-        attributes={key: AttributeType(type_) for key, type_, _ in types},
+        attributes={key: AttributeType(type_) for key, type_, _, _ in types},
         lists={name: int(id_) for name, id_ in named},
-        choices={key: tuple(choices) for key, _, choices in types if choices},
+        choices={key: tuple(choices) for key, _, choices, _ in types if choices},
         criteria=dict(map(tuple, stored)),
         campaigns=frozenset(connection.scalars(select(campaigns.c.name))),
+        indexed=frozenset(key for key, _, _, indexed in types if indexed),
     )

@@ -87,11 +87,14 @@ def _warnings(group: Group) -> Iterator[str]:
     named: set[str] = set()
     for rule in _would_help(group):
         field = rule.field
-        if field.name in named or field.column in _BY_INDEX:
+        if field.name in named or field.column in _BY_INDEX or field.indexed:
             continue
         named.add(field.name)
         if field.attribute is not None:
-            yield f"{field.name} is read out of each contact's JSON; an index on a generated column would avoid it"
+            yield (
+                f"{field.name} is read out of each contact's JSON; `mailfleet attributes index {field.attribute}` "
+                "would avoid it"
+            )
         elif field.list_id is not None:
             yield f"{field.name} is looked up for each contact; a rule on the list itself is answered by an index"
         elif field.column is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, inspect, text
 
 from mailer_lib.database.engine import read, write
+from mailer_lib.database.generated import is_generated
 from mailer_lib.database.schema import Exact, Hash16, Id, LongText, UtcDateTime
 
 if TYPE_CHECKING:
@@ -153,7 +154,13 @@ def _types_differ(
     return None
 
 
+def _is_ours(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+    """Columns that an installation made for its own attributes are no difference."""
+    return kind not in {"column", "index"} or not is_generated(item.table.name, name)
+
+
 COMPARISON: dict[str, Any] = {
+    "include_object": _is_ours,
     "compare_type": _types_differ,
     "compare_server_default": True,
     "render_item": _render,

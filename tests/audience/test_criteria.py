@@ -15,8 +15,10 @@ from sqlalchemy import Connection, select
 
 from mailer_lib.audience import catalogue, criteria, sampling
 from mailer_lib.audience.rules import CriteriaError, parse
+from mailer_lib.contacts import attributes
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import audit_log, contacts
+from mailer_lib.terms import AttributeType
 from tests.audience.events import Event, write_events
 from tests.audience.world import ATTRIBUTES, CHOICES, EVERYBODY, LONG_AGO, World, add_contact, rule
 
@@ -336,11 +338,33 @@ def store_criteria(connection: Connection) -> None:
         criteria.save(connection, catalogue.load(connection), name, tree, actor="test")
 
 
-@given(tree=zoned_trees, population=st.lists(people(), min_size=1, max_size=6))
+populations = st.lists(people(), min_size=1, max_size=6)
+
+
+@given(tree=zoned_trees, population=populations)
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sql_picks_whom_plain_python_picks(
     world: World, tree: dict[str, Any], population: list[dict[str, Any]]
 ) -> None:
+    compare_with_python(world, tree, population)
+
+
+@pytest.fixture
+def indexed_world(world: World) -> World:
+    """Every attribute that can have an index has one."""
+    for key, type_ in ATTRIBUTES.items():
+        if type_ != AttributeType.TEXT_LIST:
+            attributes.index(world.engine, key, actor="test")
+    return world
+
+
+@given(tree=zoned_trees, population=populations)
+@hypothesis_settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_index_changes_nobody(indexed_world: World, tree: dict[str, Any], population: list[dict[str, Any]]) -> None:
+    compare_with_python(indexed_world, tree, population)
+
+
+def compare_with_python(world: World, tree: dict[str, Any], population: list[dict[str, Any]]) -> None:
     with pytest.raises(_UndoError), write(world.engine) as connection:
         store_criteria(connection)
         did: dict[int, list[Event]] = {}
