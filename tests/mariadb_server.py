@@ -28,9 +28,10 @@ def which(program: str) -> str | None:
 
 
 class MariadbServer:
-    """Started by the constructor; ``stop()`` leaves neither process nor file. Databases are made by ``create``."""
+    """Started by the constructor; ``stop()`` leaves neither process nor file. ``options`` come after the tests' own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self._options = options
         parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
         _sweep(parent)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
@@ -86,6 +87,7 @@ class MariadbServer:
                     "--innodb-buffer-pool-size=64M",
                     "--innodb-use-native-aio=0",
                     "--performance-schema=0",
+                    *self._options,
                 ],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
