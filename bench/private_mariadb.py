@@ -1,4 +1,4 @@
-"""A private MariaDB for a benchmark: in memory where there is /dev/shm, with the tables of this release, gone at the end.
+"""A private MariaDB for a benchmark, in memory where there is /dev/shm, with the tables of this release.
 
 with private_mariadb() as server:
     url = server.database("snapshot")
