@@ -28,17 +28,21 @@ def which(program: str) -> str | None:
 
 
 class MariadbServer:
-    """Started by the constructor; ``stop()`` leaves neither process nor file. Databases are made by ``create``."""
+    """Started by the constructor; ``stop()`` leaves neither process nor file. ``options`` come after the tests' own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self._options = options
         parent = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else Path(tempfile.gettempdir())
         _sweep(parent)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
         self.socket = self.folder / "s"
+        self._temporary = self.folder / "tmp"
+        self._temporary.mkdir()
         self._as_user: dict[str, object] = {}
         if os.geteuid() == 0:  # the server refuses to run as root
             account = next(a for name in ("mysql", "nobody") for a in [_account(name)] if a)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
+            for folder in (self.folder, self._temporary):
+                os.chown(folder, account.pw_uid, account.pw_gid)
             self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         try:
             self._install()
@@ -71,6 +75,7 @@ class MariadbServer:
                     which("mariadbd") or "mariadbd",
                     "--no-defaults",
                     f"--datadir={self.folder}/data",
+                    f"--tmpdir={self._temporary}",  # a server that starts removes the temporary tables that it finds
                     f"--socket={self.socket}",
                     f"--pid-file={self.folder}/pid",
                     f"--log-error={self.folder}/log",
@@ -86,6 +91,7 @@ class MariadbServer:
                     "--innodb-buffer-pool-size=64M",
                     "--innodb-use-native-aio=0",
                     "--performance-schema=0",
+                    *self._options,
                 ],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

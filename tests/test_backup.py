@@ -159,7 +159,11 @@ def test_an_indexed_attribute_is_indexed_after_a_restore(
     backup.restore(new_engine, new_settings, tmp_path / "fleet.tar", actor="test", on_rows=_quiet)
     assert migrate.differences(new_engine) == []
     with read(new_engine) as connection:
-        found = select(func.count()).select_from(contacts).where(generated.generated_column("city") == "Tromsø")
+        found = (
+            select(func.count())
+            .select_from(contacts)
+            .where(generated.generated_column("city", AttributeType.TEXT) == "Tromsø")
+        )
         assert connection.scalar(found) == 4500
 
 

@@ -24,6 +24,7 @@ from mailer_lib.database.json_values import (
     json_text,
 )
 from mailer_lib.database.schema import contacts, subscriptions
+from mailer_lib.terms import AttributeType
 
 
 class sample_point(FunctionElement[str]):  # noqa: N801
@@ -58,7 +59,7 @@ def field_expression(field: Field) -> ColumnElement[Any]:
     NULL when it is missing. An attribute that is indexed is asked of its generated column: the same value.
     """
     if field.attribute is not None and field.indexed:
-        return generated_column(field.attribute)
+        return generated_column(field.attribute, AttributeType(field.kind.value))
     if field.attribute is not None:
         return _READERS[field.kind](contacts.c.attributes, json_path(field.attribute))
     assert field.column is not None, f"{field.name} is no value of a contact"

@@ -5,10 +5,12 @@ import os
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+
 _CHUNK = 1 << 20
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | pa.Buffer) -> None:
     """A reader sees the old file or the new one, whole."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

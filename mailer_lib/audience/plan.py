@@ -21,6 +21,7 @@ MAX_RANGES = 1024  # Airflow maps a task at most 1,024 times
 PLAN_FILE = "plan.json"
 _BUILDING = ".building-"
 MAX_VARIANTS = 127  # int8
+MAX_WEIGHTS = 2**31  # all together: freezing.variants_of multiplies in 64 bits
 
 
 class SnapshotError(RuntimeError):
@@ -186,11 +187,12 @@ def shard_count(matching: int, shard_rows: int) -> int:
 
 def check_weights(weights: Sequence[int]) -> tuple[int, ...]:
     """Raises:
-    SnapshotError: no variant, too many, a negative weight, or none above 0.
+    SnapshotError: no variant, too many, a negative weight, none above 0, or too much together.
     """
-    if not 1 <= len(weights) <= MAX_VARIANTS or min(weights) < 0 or sum(weights) == 0:
+    if not 1 <= len(weights) <= MAX_VARIANTS or min(weights) < 0 or not 0 < sum(weights) < MAX_WEIGHTS:
         raise SnapshotError(
-            f"the weights of the variants are {list(weights)}: 1 to {MAX_VARIANTS} whole numbers, one above 0"
+            f"the weights of the variants are {list(weights)}: 1 to {MAX_VARIANTS} whole numbers, one above 0, "
+            f"together less than {MAX_WEIGHTS}"
         )
     return tuple(weights)
 

@@ -11,15 +11,12 @@ import re
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
-    Float,
     column,
     inspect,
     literal_column,
 )
-from sqlalchemy.types import TypeEngine
 
 from mailer_lib.database.json_values import json_boolean, json_number, json_path, json_text
 from mailer_lib.database.schema import contacts
@@ -42,19 +39,16 @@ _COLUMNS: dict[AttributeType, tuple[Any, str, str]] = {
     AttributeType.NUMBER: (json_number, "REAL", "DOUBLE"),
     AttributeType.BOOLEAN: (json_boolean, "INTEGER", "TINYINT"),
 }
-_PYTHON_SIDE: dict[AttributeType, TypeEngine[Any]] = {
-    AttributeType.NUMBER: Float(),
-    AttributeType.BOOLEAN: BigInteger(),
-}
 
 
 def can_be_indexed(key: str, type_: AttributeType) -> bool:
     return type_ in _COLUMNS and _KEY.fullmatch(key) is not None
 
 
-def generated_column(key: str) -> ColumnElement[Any]:
-    """The column of an indexed attribute, to be compared with values of its type."""
-    return literal_column(f"contacts.{_name(key)}")
+def generated_column(key: str, type_: AttributeType) -> ColumnElement[Any]:
+    """The column of an indexed attribute, in the place of what computes it."""
+    reader, _, _ = _COLUMNS[type_]
+    return literal_column(f"contacts.{_name(key)}", reader.type)
 
 
 def existing(connection: Connection) -> frozenset[str]:

@@ -28,6 +28,7 @@ from mailer_lib.audience.snapshot import (
 )
 from mailer_lib.audience.verify import verify
 from mailer_lib.contacts import consent
+from mailer_lib.database import bulk_read
 from mailer_lib.database.engine import write
 from mailer_lib.database.schema import contacts, seed_addresses, shards, snapshots, subscriptions
 from mailer_lib.identity import message_key
@@ -277,7 +278,8 @@ def test_memory_is_bounded_by_runs_whatever_the_range(sqlite_world: World, monke
     many(sqlite_world)
     plain, _ = built(sqlite_world, sqlite_world.add_send("plain"))
     monkeypatch.setattr(ranges, "RUN_ROWS", 40)
-    monkeypatch.setattr(ranges, "FETCH_ROWS", 7)
+    monkeypatch.setattr(bulk_read, "FIRST_IDS", 7)
+    monkeypatch.setattr(bulk_read, "MAX_IDS", 7)
     plan = planned(sqlite_world, sqlite_world.add_send())
     build_range(sqlite_world.engine, sqlite_world.settings, plan, 0)
     assert len(list(plan.folder(sqlite_world.settings).glob("ranges/0000/rows-*.arrow"))) == 8

@@ -134,7 +134,7 @@ def test_long_texts_have_an_index_too(engine: Engine) -> None:
     long = "x" * attributes.MAX_TEXT
     world.load(world.settings.home / "a.csv", f"email,city\na@example.org,{long}\nb@example.org,{long[:-1]}\n")
     with read(engine) as connection:
-        city = generated.generated_column("city")
+        city = generated.generated_column("city", AttributeType.TEXT)
         assert connection.scalars(select(contacts.c.address).where(city == long)).all() == ["a@example.org"]
 
 
