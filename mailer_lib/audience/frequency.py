@@ -18,7 +18,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 
 from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.audience.plan import FrequencyCap, SnapshotError, SnapshotPlan
@@ -70,6 +70,7 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
     cap = plan.inputs.exclude.frequency_cap
     if cap is None:
         return None
+    since = plan.as_of - timedelta(cap.days)
     rows = connection.execute(
         select(
             snapshots.c.id,
@@ -79,7 +80,6 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
             shards.c.rows,
             shards.c.next_row,
             sends.c.state,
-            sends.c.finished_at,
             campaigns.c.definition["class"].as_string().label("campaign_class"),
         )
         .join_from(shards, snapshots, shards.c.snapshot_id == snapshots.c.id)
@@ -89,15 +89,14 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
             sends.c.id != plan.send_id,
             sends.c.mode == SendMode.SEND,
             snapshots.c.state == SnapshotState.PUBLISHED,
+            or_(sends.c.state.in_(_UNDER_WAY), sends.c.finished_at.is_(None), sends.c.finished_at >= since),
         )
         .order_by(shards.c.id)
     )
-    since = plan.as_of - timedelta(cap.days)
     found: list[Counted] = []
     for row in rows:
         live = row.state in _UNDER_WAY
-        recent = live or row.finished_at is None or row.finished_at >= since
-        if recent and (row.campaign_class or DEFAULT_CLASS) == cap.campaign_class:
+        if (row.campaign_class or DEFAULT_CLASS) == cap.campaign_class:
             found.append(Counted(row.id, row.folder, row.path, row.number, row.rows if live else row.next_row))
     return Counting(settings.storage, cap, since, found)
 

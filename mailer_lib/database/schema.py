@@ -185,6 +185,7 @@ domain_suppressions = Table(
     Column("domain", Exact(253), primary_key=True),
     Column("source", String(200)),
     Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_domain_suppressions_created", "created_at"),
     **_MYSQL,
 )
 

@@ -91,6 +91,7 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_index('ix_domain_suppressions_created', 'domain_suppressions', ['created_at'], unique=False)
     op.create_table('lists',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('name', Exact(64), nullable=False),
@@ -450,6 +451,7 @@ def downgrade() -> None:
     op.drop_table('sending_domains')
     op.drop_table('seed_addresses')
     op.drop_table('lists')
+    op.drop_index('ix_domain_suppressions_created', table_name='domain_suppressions')
     op.drop_table('domain_suppressions')
     op.drop_table('criteria')
     op.drop_index('ix_contacts_provider', table_name='contacts')
