@@ -82,6 +82,7 @@ class KeptLedger:
             os.ftruncate(handle, offset)
             data = fetch(offset, limit)
             if not data:
+                self._check_job_folder(offset, fetch)
                 return LedgerDelta([], offset)
             end = data.rfind(b"\n") + 1
             _write_at(handle, data[:end], offset)
@@ -91,6 +92,15 @@ class KeptLedger:
         if end:
             self._put_piece(offset, data[:end])
         return read_ledger(self.syncing, offset)
+
+    def _check_job_folder(self, offset: int, fetch: Callable[[int, int], bytes]) -> None:
+        """An agent in another folder than the one before it would send again what was granted."""
+        if offset and not fetch(offset - 1, 1):
+            raise LedgerError(
+                f"the agent's {self.lease.ledger_name} is shorter than the {offset} bytes that were counted: its job "
+                "folder isn't the one that the lease was begun in. Run the slot on the machine that has it, or give "
+                "the server up with `mailfleet send lose-server`"
+            )
 
     def _fill(self, handle: int, have: int, offset: int, fetch: Callable[[int, int], bytes]) -> None:
         missing = fetch(have, offset - have)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, select
 
+from mailer_lib.agent.ledger import LedgerError
 from mailer_lib.database import audit
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import leases
@@ -78,7 +79,7 @@ def _read_last(engine: Engine, settings: Settings, lease: Lease, channel: LocalC
     tracker = LeaseTracker(store(settings), lease)
     try:
         tracker.sync(engine, channel, source)
-    except LeaseLostError:
+    except (LeaseLostError, LedgerError):  # what can't be read is unknown
         return
 
 

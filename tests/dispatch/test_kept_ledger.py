@@ -15,7 +15,7 @@ from mailer_lib.dispatch.kept_ledger import KeptLedger, chain_of
 from mailer_lib.dispatch.tally import count, hour_of
 from mailer_lib.shard.store import S3Path, StorePath, store
 from mailer_lib.terms import Outcome
-from tests.dispatch.ledgers import AT_MS, deferral, final, fresh, leased
+from tests.dispatch.ledgers import AT_MS, deferral, final, fresh, leased, write_ledger
 from tests.dispatch.world import World
 
 LEDGER = b"".join(
@@ -73,6 +73,16 @@ def test_a_copy_that_fell_behind_is_filled_from_the_agents_ledger(sqlite_world: 
     kept.syncing.unlink()
     with pytest.raises(LedgerError, match="doesn't have the rest"):
         kept.take(lambda offset, limit: b"", 1 << 20)
+
+
+def test_a_job_folder_that_isnt_the_one_the_lease_was_begun_in_is_refused(sqlite_world: World) -> None:
+    """An agent there would send everything that was granted again."""
+    world = sqlite_world
+    send_id = world.send()
+    world.publish(send_id, [12])
+    lease = write_ledger(world, leased(world, send_id), [final(row) for row in range(5)], settle=False)
+    with pytest.raises(LedgerError, match="isn't the one that the lease was begun in"):
+        KeptLedger(store(world.settings), lease).take(lambda offset, limit: b"", 1 << 20)
 
 
 def on_another_machine(world: World, folder: Path) -> StorePath:
