@@ -10,6 +10,8 @@ one, and whoever is killed leaves the old one. Removing the folder, or a part of
 A contact is the ``contact_id`` that the person's frozen row had (events carry it in their signed token). Ids are never
 given twice (``schema.py``), so what an erased person did belongs to nobody; no address and no address hash is here.
 Rows without an id (seeds, blanked rows) are left out.
+
+With a store on S3 the folder is in each machine's own work folder, as raw events are: a plan shares the sets it froze.
 """
 
 import fcntl
@@ -17,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
@@ -35,6 +37,7 @@ from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import StorePath, at_once, store
 from mailer_lib.terms import Outcome, SendMode, SnapshotState
 
 SOURCES = b"mailfleet.sources"
@@ -132,11 +135,11 @@ class _Phase:
     campaign: str
     edition: str
     number: int
-    folder: Path
+    folder: StorePath
     target: Path
     fresh: tuple[str, ...]  # names of ledgers that aren't in the target
     known: tuple[str, ...]  # that are
-    shards: dict[int, str] = field(default_factory=dict)  # file by number
+    shards: dict[int, str] = field(default_factory=dict)  # path below ``folder``, by number
 
     @property
     def stale(self) -> bool:
@@ -170,9 +173,9 @@ def _phases(connection: Connection, settings: Settings) -> Iterator[_Phase]:
         .order_by(snapshots.c.id)
     ).all()
     for row in rows:
-        folder = settings.storage / row.path
+        folder = store(settings) / row.path
         target = root_of(settings) / "sent" / row.name / row.edition / f"{row.phase}.parquet"
-        there = sorted(path.name for path in (folder / "ledgers").glob("*.ledger"))
+        there = sorted(path.name for path in folder.glob("ledgers/*.ledger"))
         known = sources_of(target, list)
         fresh = tuple(sorted(set(there) - set(known)))
         yield _Phase(row.id, row.name, row.edition, row.phase, folder, target, fresh, tuple(known))
@@ -180,7 +183,7 @@ def _phases(connection: Connection, settings: Settings) -> Iterator[_Phase]:
 
 def _shards(connection: Connection, phase: _Phase) -> dict[int, str]:
     rows = connection.execute(select(shards.c.number, shards.c.path).where(shards.c.snapshot_id == phase.snapshot_id))
-    return {row.number: str(phase.folder / row.path) for row in rows}
+    return {row.number: row.path for row in rows}
 
 
 def _sends(connection: Connection) -> pa.Table:
@@ -235,14 +238,17 @@ class _Run:
         self.damaged: list[str] = []
 
     def phase(self, phase: _Phase) -> None:
-        with working(self.root, _WORK) as db:
-            ledgers = [str(phase.folder / "ledgers" / name) for name in phase.fresh]
+        with (
+            working(self.root, _WORK) as db,
+            tempfile.TemporaryDirectory(dir=self.root, prefix=_WORK) as copies,
+        ):
+            ledgers = _at_hand(phase.folder, [f"ledgers/{name}" for name in phase.fresh], Path(copies))
             db.execute(f"CREATE TEMP TABLE final AS {FINAL_ROWS}", {"ledgers": ledgers})
             numbers = sorted(int(n) for (n,) in db.execute("SELECT DISTINCT number FROM final").fetchall())
             strange = [number for number in numbers if number not in phase.shards]
             if strange:
                 raise OSError(f"there are ledgers of shards that it doesn't have: {strange[:10]}")
-            files = [phase.shards[number] for number in numbers]
+            files = _at_hand(phase.folder, [phase.shards[number] for number in numbers], Path(copies))
             db.register(
                 "shard_files", pa.table({"number": pa.array(numbers, pa.int64()), "file": pa.array(files, pa.string())})
             )
@@ -273,6 +279,19 @@ class _Run:
             db.register("sends", names)
             self.rows += _write(db, day.target, _AT_THE_DOORS, {}, dict(day.sizes))
         self.days += 1
+
+
+def _at_hand(folder: StorePath, names: Sequence[str], copies: Path) -> list[str]:
+    """The files as DuckDB can read them: of a store on S3, copies."""
+    if isinstance(folder, Path):
+        return [str(folder / name) for name in names]
+
+    def copy(name: str) -> None:
+        (copies / name).parent.mkdir(parents=True, exist_ok=True)
+        (copies / name).write_bytes((folder / name).read_bytes())
+
+    at_once(copy, names)
+    return [str(copies / name) for name in names]
 
 
 def _write(db: duckdb.DuckDBPyConnection, target: Path, query: str, said: Mapping[str, Any], sources: Any) -> int:

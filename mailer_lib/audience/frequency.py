@@ -11,7 +11,7 @@ Tests don't count. The people are kept in a DuckDB file beside the snapshot that
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.audience.plan import FrequencyCap, SnapshotError, SnapshotPlan
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import S3Path, StorePath, at_once, store
 from mailer_lib.terms import Outcome, SendMode, SendState, SnapshotState
 
 DEFAULT_CLASS = "marketing"
@@ -53,9 +54,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Counting:
-    """What a cap counts: ``shards`` of other sends below ``storage``, and their ledgers' outcomes after ``since``."""
+    """What a cap counts: ``shards`` of other sends below ``store``, and their ledgers' outcomes after ``since``."""
 
-    storage: Path
+    store: StorePath
     cap: FrequencyCap
     since: datetime
     shards: Sequence[Counted]
@@ -98,7 +99,7 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
         live = row.state in _UNDER_WAY
         if (row.campaign_class or DEFAULT_CLASS) == cap.campaign_class:
             found.append(Counted(row.id, row.folder, row.path, row.number, row.rows if live else row.next_row))
-    return Counting(settings.storage, cap, since, found)
+    return Counting(store(settings), cap, since, found)
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,19 @@ def people_at_cap(building: Path, counting: Counting | None, shard_count: int) -
         connection.execute("SET temp_directory = $work", {"work": work})
         connection.execute("SET threads = 1")
         connection.execute("SET preserve_insertion_order = false")
-        _count(connection, counting, shard_count)
+        _count(connection, counting, shard_count, Path(work))
         yield AtCap(connection)
 
 
-def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_count: int) -> None:
-    folders = [counting.storage / each.folder for each in counting.shards]
+def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_count: int, work: Path) -> None:
+    folders = [_at_hand(counting, each.folder, work) for each in counting.shards]
     files = [str(folder / each.path) for folder, each in zip(folders, counting.shards, strict=True)]
-    for file in files:
+    for file, each in zip(files, counting.shards, strict=True):
         if not Path(file).exists():
-            raise SnapshotError(f"{file} is missing, so the frequency cap can't be counted; restore the snapshot store")
+            missing = counting.store / each.folder / each.path
+            raise SnapshotError(
+                f"{missing} is missing, so the frequency cap can't be counted; restore the snapshot store"
+            )
     known: dict[str, list[str] | list[int]] = {
         "file": files,
         "folder": [str(folder) for folder in folders],
@@ -170,6 +174,25 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
             "shards": shard_count,
         },
     )
+
+
+def _at_hand(counting: Counting, folder: str, work: Path) -> Path:
+    """A snapshot's folder as DuckDB can read it. Of a store on S3: copies of its counted shards and ledgers."""
+    source, own = counting.store / folder, work / folder
+    if isinstance(source, Path):
+        return source
+    if not own.exists():
+        files = [source / each.path for each in counting.shards if each.folder == folder]
+        files += [*source.glob("ledgers/*.ledger")]
+        for path in files:
+            (own / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+
+        def copy(path: S3Path) -> None:
+            with suppress(FileNotFoundError):  # named by whoever looks for it
+                (own / path.relative_to(source)).write_bytes(path.read_bytes())
+
+        at_once(copy, files)
+    return own
 
 
 _OUTCOME = "CREATE TEMP TABLE outcome (folder VARCHAR, number INTEGER, row BIGINT, outcome VARCHAR, t BIGINT)"

@@ -9,16 +9,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import S3Path, StorePath
 from mailer_lib.terms import AttributeType
 
 FORMAT = 1
 MAX_RANGES = 1024  # Airflow maps a task at most 1,024 times
 PLAN_FILE = "plan.json"
+_P = TypeVar("_P", Path, S3Path)
 _BUILDING = ".building-"
 MAX_VARIANTS = 127  # int8
 MAX_WEIGHTS = 2**31  # all together: freezing.variants_of multiplies in 64 bits
@@ -144,11 +146,11 @@ def edition_folder(settings: Settings, campaign: str, edition: str) -> Path:
     return settings.storage / "snapshots" / campaign / edition
 
 
-def building_folder(edition: Path, phase: int) -> Path:
+def building_folder(edition: _P, phase: int) -> _P:
     return edition / f"{_BUILDING}{phase}"
 
 
-def load_plan(path: Path) -> SnapshotPlan:
+def load_plan(path: StorePath) -> SnapshotPlan:
     """Read ``plan.json``; where ``.building-<phase>`` was published meanwhile, the one in ``<phase>``.
 
     Raises:

@@ -41,13 +41,14 @@ from mailer_lib.audience.plan import (
     used_attributes,
 )
 from mailer_lib.audience.publication import publish, reopen
-from mailer_lib.audience.ranges import build_range
 from mailer_lib.audience.rules import CriteriaError, Group, behaviours, parse
 from mailer_lib.audience.rules import references as rules_references
 from mailer_lib.audience.sampling import excluded_group, thresholds
+from mailer_lib.audience.sharing import build_range, discard, give_plan, take_plan
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, shards, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import ShardState, SnapshotState
 
 __all__ = [
@@ -251,11 +252,11 @@ def _plan(
 ) -> SnapshotPlan:
     with read(engine) as connection:
         campaign, edition = _name(connection, send_id)
-        phase, building = _phase(connection, send_id)
+        phase, building, newest = _phase(connection, send_id)
         unsettled = _has_unsettled_rows(connection, send_id)
     home = edition_folder(settings, campaign, edition)
     if unsettled:
-        return load_plan(home / str(phase - 1) / PLAN_FILE)
+        return load_plan(store(settings) / newest / PLAN_FILE)
     folder, published = building_folder(home, phase), home / str(phase)
     if published.exists():
         if not building:
@@ -264,8 +265,10 @@ def _plan(
                 "away"
             )
         reopen(folder, published)
+    take_plan(settings, folder)
     plan = _resumable(folder / PLAN_FILE, send_id, inputs)
     if plan is None:
+        discard(settings, folder)
         _discard(folder)
         folder.mkdir(parents=True)
         sync_folder(folder.parent)
@@ -286,6 +289,7 @@ def _plan(
             ranges=extent.ranges,
         )
         replace_file(plan.path(settings), plan.model_dump_json(indent=1).encode())
+    give_plan(settings, plan)
     _record(engine, plan, settings)
     return plan
 
@@ -301,18 +305,18 @@ def _name(connection: Connection, send_id: int) -> tuple[str, str]:
     return row.name, row.edition
 
 
-def _phase(connection: Connection, send_id: int) -> tuple[int, bool]:
-    """The phase to plan, and whether the database has it as being built already."""
+def _phase(connection: Connection, send_id: int) -> tuple[int, bool, str]:
+    """The phase to plan, whether the database has it as being built already, and where the newest one lies."""
     newest = connection.execute(
-        select(snapshots.c.phase, snapshots.c.state)
+        select(snapshots.c.phase, snapshots.c.state, snapshots.c.path)
         .where(snapshots.c.send_id == send_id)
         .order_by(snapshots.c.phase.desc())
         .limit(1)
     ).one_or_none()
     if newest is None:
-        return 1, False
+        return 1, False, ""
     building = newest.state == SnapshotState.BUILDING
-    return (newest.phase if building else newest.phase + 1), building
+    return (newest.phase if building else newest.phase + 1), building, newest.path
 
 
 def _has_unsettled_rows(connection: Connection, send_id: int) -> bool:

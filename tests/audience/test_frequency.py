@@ -92,6 +92,7 @@ def outcomes(world: World, made: SnapshotPlan, told: Mapping[str, Outcome], at: 
         path.write_bytes(b"".join(encode(line) for line in [*lines, *finals]))
 
 
+@pytest.mark.usefixtures("any_store")
 def test_what_others_have_frozen_and_not_yet_sent_counts(people: World) -> None:
     send(people, "other")
     mine = plan(people, people.add_send("mine"), capped())
@@ -112,6 +113,7 @@ def test_without_a_cap_or_below_it_all_pass(people: World) -> None:
     assert frozen(people, third) == set()
 
 
+@pytest.mark.usefixtures("any_store")
 def test_an_outcome_counts_when_the_message_was_or_may_have_been_handed_over(people: World) -> None:
     told = {"ann": Outcome.INJECTED, "bob": Outcome.UNKNOWN, "cleo": Outcome.REJECTED, "dan": Outcome.CANCELLED}
     outcomes(people, send(people, "other", SendState.FINISHED, finished_at=now()), told, now() - timedelta(days=1))
@@ -161,6 +163,7 @@ def test_tests_and_other_classes_do_not_count(people: World) -> None:
     assert frozen(people, service) == set()
 
 
+@pytest.mark.usefixtures("any_store")
 def test_of_two_that_freeze_together_the_second_counts_the_first(
     people: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +206,7 @@ def test_a_shard_that_is_missing_is_named(sqlite_world: World) -> None:
         publish(sqlite_world, mine)
 
 
+@pytest.mark.usefixtures("any_store")
 def test_a_count_that_was_killed_leaves_nothing_behind(people: World) -> None:
     send(people, "other")
     mine = plan(people, people.add_send("mine"), capped())

@@ -60,6 +60,7 @@ def finished(world: World, rows: int = 4) -> int:
     return send_id
 
 
+@pytest.mark.usefixtures("any_store")
 def test_erased_after_a_send_and_the_books_still_balance(world: World) -> None:
     send_id = finished(world)
     before = balance(world.engine, world.settings, send_id)
@@ -123,6 +124,7 @@ def test_a_blanked_row_can_not_be_sent_even_when_they_came_back(sqlite_world: Wo
     assert (books[Outcome.INJECTED], books[Outcome.FAILED], books.balanced) == (5, 1, True)
 
 
+@pytest.mark.usefixtures("any_store")
 def test_erased_while_a_server_sends_the_shard_and_blanked_when_the_send_is_closed(
     sqlite_world: World, sink: SinkProcess
 ) -> None:
@@ -175,6 +177,7 @@ def test_finish_leaves_what_was_frozen_after_they_came_back(sqlite_world: World)
     assert addresses(world)[1] == "p1@outlook.example"
 
 
+@pytest.mark.usefixtures("any_store")
 def test_old_snapshots_expire_when_their_send_is_over(world: World) -> None:
     send_id = finished(world)
     before = balance(world.engine, world.settings, send_id)
