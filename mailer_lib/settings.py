@@ -51,11 +51,15 @@ class Settings(BaseSettings):
     storage_endpoint: Annotated[
         AnyHttpUrl | None, Field(description="URL of the S3-compatible service; AWS by default")
     ] = None
-    storage_region: Annotated[str | None, Field(description="its region; AWS_REGION by default")] = None
+    storage_region: Annotated[
+        str | None, Field(description="its region; AWS_REGION by default, or us-east-1 with an endpoint")
+    ] = None
     storage_access_key: Annotated[
         SecretStr | None, Field(description="its access key; AWS_ACCESS_KEY_ID or the machine's role by default")
     ] = None
-    storage_secret_key: Annotated[SecretStr | None, Field(description="the secret that goes with it")] = None
+    storage_secret_key: Annotated[
+        SecretStr | None, Field(validate_default=True, description="the secret that goes with it")
+    ] = None
     identity_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/identity.key by default")] = (
         None
     )
@@ -120,8 +124,8 @@ class Settings(BaseSettings):
     @field_validator("storage_secret_key", mode="after")
     @classmethod
     def _both_keys(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value is not None and info.data.get("storage_access_key") is None:
-            raise ValueError("goes with MAILFLEET_STORAGE_ACCESS_KEY, which isn't set")
+        if (value is None) != (info.data.get("storage_access_key") is None):
+            raise ValueError("goes with MAILFLEET_STORAGE_ACCESS_KEY; set both, or neither")
         return value
 
     @field_validator("public_url", mode="after")

@@ -265,6 +265,20 @@ def test_another_identity_key_in_the_environment_is_refused_before_anything_is_w
     assert migrate.current(elsewhere[1]) is None
 
 
+def test_a_store_on_s3_is_backed_up_by_its_own_means(
+    lived_in: Engine, settings: Settings, elsewhere: tuple[Settings, Engine], tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole.tar"
+    backup.create(lived_in, settings, whole, storage=True, on_rows=_quiet)
+    on_s3 = {"storage_url": "s3://fleet"}
+    with pytest.raises(BackupError, match="back the bucket up by its own means"):
+        backup.create(lived_in, settings.model_copy(update=on_s3), tmp_path / "fleet.tar", storage=True, on_rows=_quiet)
+    backup.create(lived_in, settings.model_copy(update=on_s3), tmp_path / "fleet.tar", on_rows=_quiet)
+    with pytest.raises(BackupError, match="copy the folder `storage` into the bucket"):
+        backup.restore(elsewhere[1], elsewhere[0].model_copy(update=on_s3), whole, actor="test", on_rows=_quiet)
+    assert migrate.current(elsewhere[1]) is None
+
+
 @pytest.fixture
 def small(sqlite_engine: Engine, settings: Settings, tmp_path: Path) -> Path:
     backup.create(sqlite_engine, settings, tmp_path / "fleet.tar", on_rows=_quiet)

@@ -220,7 +220,7 @@ def _published(engine: Engine, settings: Settings, plan: SnapshotPlan) -> Manife
 def _give(own: Path, shared: S3Path, last: str) -> None:
     """Every file of a folder, ``last`` when all others are there."""
     names = [path.relative_to(own).as_posix() for path in sorted(own.rglob("*")) if path.is_file()]
-    names = [name for name in names if not name.startswith(("ranges/", f"{behaviour_sets.FOLDER}/"))]
+    names = [name for name in names if not name.startswith(("ranges/", f"{behaviour_sets.FOLDER}/", "."))]
     at_once(lambda name: (shared / name).write_bytes((own / name).read_bytes()), [n for n in names if n != last])
     (shared / last).write_bytes((own / last).read_bytes())
 

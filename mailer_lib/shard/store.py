@@ -175,11 +175,17 @@ def store(settings: Settings) -> StorePath:
     service = _Service(
         work=settings.storage,
         endpoint=str(settings.storage_endpoint) if settings.storage_endpoint else None,
-        region=settings.storage_region,
+        region=settings.storage_region or _region(has_endpoint=settings.storage_endpoint is not None),
         access_key=settings.storage_access_key,
         secret_key=settings.storage_secret_key,
     )
     return S3Path(service, settings.bucket)
+
+
+def _region(*, has_endpoint: bool) -> str | None:
+    """Asked for here, because the SDK would go on to look for a cloud machine's metadata service, and wait for it."""
+    found = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return found or ("us-east-1" if has_endpoint else None)
 
 
 def store_path(settings: Settings, text: str) -> StorePath:
