@@ -4,10 +4,10 @@ PY = .venv/bin/python
 export MAILFLEET_HOME ?= $(CURDIR)/.demo/home
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint fmt bench lock setup setup-demo clean
+.PHONY: help demo up down test lint fmt bench bench-audience lock setup setup-demo clean
 
 help:  ## say what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 demo: setup-demo  ## a whole campaign through Airflow on this machine: 20,000 contacts, three dispatch servers
 	$(PY) -m examples.demo.run
@@ -34,6 +34,9 @@ fmt: setup  ## format, and fix what ruff can
 
 bench: setup  ## measure against peers and limits in the same run; exit 1 when a bar is missed
 	$(PY) -m bench.dispatch
+
+bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed
+	$(PY) -m bench.audience
 
 lock: setup  ## resolve pyproject.toml into the three hashed locks
 	$(PY) .ci/lock.py

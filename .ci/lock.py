@@ -1,6 +1,8 @@
 """Resolve pyproject.toml into requirements.txt, requirements-demo.txt and requirements-dev.txt, with hashes.
 
-The full lock comes first and constrains the other two, so that one version serves everywhere.
+The full lock comes first and constrains the other two, so that one version serves everywhere. The S3 server of the
+tests is a program with a virtual environment of its own (its AWS SDK wants an older python-dateutil than Airflow's lock
+has), so it is resolved by itself: requirements-s3-server.txt.
 """
 
 import shutil
@@ -19,15 +21,19 @@ LOCKS = {
 
 def main() -> None:
     for name, extras in LOCKS.items():
-        command = [UV, "pip", "compile", "-q", "pyproject.toml", "--generate-hashes", "--universal"]
-        command += ["--python-version", "3.11", "--no-emit-index-url", "--no-emit-find-links"]
-        command += ["--custom-compile-command", "make lock", "-o", name]
-        for extra in extras:
-            command += ["--extra", extra]
+        options = [option for extra in extras for option in ("--extra", extra)]
         if name != "requirements.txt":
-            command += ["-c", "requirements.txt"]
-        subprocess.run(command, cwd=ROOT, check=True)
-        print(f"{name}: locked")
+            options += ["-c", "requirements.txt"]
+        lock(name, "pyproject.toml", *options)
+    lock("requirements-s3-server.txt", ".ci/s3-server.in")
+
+
+def lock(name: str, source: str, *options: str) -> None:
+    command = [UV, "pip", "compile", "-q", source, "--generate-hashes", "--universal"]
+    command += ["--python-version", "3.11", "--no-emit-index-url", "--no-emit-find-links"]
+    command += ["--custom-compile-command", "make lock", "-o", name]
+    subprocess.run([*command, *options], cwd=ROOT, check=True)
+    print(f"{name}: locked")
 
 
 if __name__ == "__main__":

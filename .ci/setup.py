@@ -1,7 +1,8 @@
 """Set a checkout up: OS packages where we may (``dev``), then ``.venv`` from a lock. Standard library only.
 
     python3 .ci/setup.py demo    .venv with requirements-demo.txt: no apt, no root, no compiler
-    python3 .ci/setup.py dev     apt packages marked [test] in packages.txt, then requirements-dev.txt
+    python3 .ci/setup.py dev     apt packages marked [test] in packages.txt, then requirements-dev.txt, and the tests'
+                                 S3 server beside it, from requirements-s3-server.txt
 
 Does nothing when the lock it installed last is still the same. Package indexes come from the machine's configuration.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCKS = {"demo": "requirements-demo.txt", "dev": "requirements-dev.txt"}
+S3_SERVER = VENV / "s3-server"  # a virtual environment of its own: see .ci/lock.py
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> bool:
@@ -93,6 +95,21 @@ def without(lock: str, package: str) -> str:
     return re.sub(rf"^{package}==.*?(?=^\S)", "", lock, flags=re.MULTILINE | re.DOTALL)
 
 
+def install_s3_server() -> None:
+    lock = ROOT / "requirements-s3-server.txt"
+    stamp, digest = S3_SERVER / ".installed", hashlib.sha256(lock.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    tool = uv()
+    print(f"setup: installing {lock.name}", flush=True)
+    made = run(*tool, "venv", "-q", "--clear", "--python", str(VENV / "bin" / "python"), str(S3_SERVER))
+    if not (
+        made and run(*tool, "pip", "install", "-q", "--python", str(S3_SERVER), "--require-hashes", "-r", str(lock))
+    ):
+        stop(f"could not install {lock.name}; the lines above say why")
+    stamp.write_text(digest)
+
+
 def main() -> None:
     kind = sys.argv[1] if len(sys.argv) == 2 else ""
     if kind not in LOCKS:
@@ -107,8 +124,14 @@ def main() -> None:
         lock = without(lock, "mysqlclient")
     digest = hashlib.sha256((lock + (ROOT / "pyproject.toml").read_text() + str(ROOT)).encode()).hexdigest()
     stamp = VENV / f".installed-{kind}"
-    if stamp.exists() and stamp.read_text() == digest:
-        return
+    if not (stamp.exists() and stamp.read_text() == digest):
+        install(kind, lock)
+        stamp.write_text(digest)
+    if kind == "dev":
+        install_s3_server()
+
+
+def install(kind: str, lock: str) -> None:
     tool = uv()
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(lock)
@@ -119,7 +142,6 @@ def main() -> None:
             stop(f"could not install {LOCKS[kind]}; the lines above say why")
     if not run(*tool, "pip", "install", "-q", "--python", str(VENV), "--no-deps", "-e", "."):
         stop("could not install Mailfleet itself; the lines above say why")
-    stamp.write_text(digest)
 
 
 if __name__ == "__main__":

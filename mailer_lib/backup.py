@@ -23,6 +23,7 @@ from typing import IO
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import Connection, Engine, inspect, select, update
 
+from mailer_lib.contacts import attributes
 from mailer_lib.database import audit, dump, migrate
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import campaigns, sending_domains, sends
@@ -59,11 +60,16 @@ def create(
     """Write the backup to ``path``, whole or not at all.
 
     Raises:
-        BackupError: there is such a file already.
+        BackupError: there is such a file already, or the snapshot store isn't a folder.
         MigrationError, SettingsError: the tables aren't those of this release, or a key is missing.
     """
     if path.exists():
         raise BackupError(f"{path} exists; a backup never overwrites a file")
+    if storage and settings.bucket is not None:
+        raise BackupError(
+            f"the snapshot store is s3://{settings.bucket}: back the bucket up by its own means (versions, "
+            "replication) at about the same time, and take this backup without --storage"
+        )
     keys = {"identity.key": settings.identity().secret, "token.key": settings.tokens()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:  # mode 0700
         folder = Path(work) / "database"
@@ -139,6 +145,11 @@ def restore(engine: Engine, settings: Settings, path: Path, *, actor: str, on_ro
         BackupError: something is there already, or the backup can't be used. Nothing has been written then.
     """
     manifest = verify(path)
+    if manifest.storage and settings.bucket is not None:
+        raise BackupError(
+            f"the backup holds a snapshot store, and MAILFLEET_STORAGE_URL names s3://{settings.bucket}: restore "
+            "without that variable, then copy the folder `storage` into the bucket and set it again"
+        )
     _check_empty(engine, settings)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=settings.home, prefix=".restore.") as work, tarfile.open(path, "r:") as tar:
@@ -156,6 +167,7 @@ def restore(engine: Engine, settings: Settings, path: Path, *, actor: str, on_ro
         rows = dump.load(engine, Path(work) / "database", manifest.revision, on_rows, finish)
         if rows != manifest.rows:
             raise BackupError(f"{path} holds other row counts than its manifest says; the database is not to be used")
+        attributes.restore_indexes(engine)
         if manifest.storage:
             settings.storage.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):

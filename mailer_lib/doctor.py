@@ -31,6 +31,7 @@ from mailer_lib.fleet import domains, servers
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.secret_refs import SecretRefError
 from mailer_lib.settings import Settings, SettingsError
+from mailer_lib.shard.store import DOCTOR_HINT, store
 from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
 
 if TYPE_CHECKING:
@@ -148,8 +149,12 @@ def check_keys(settings: Settings) -> Iterator[Finding]:
 
 
 def check_storage(settings: Settings) -> Iterator[Finding]:
-    """The snapshot store and the job folders: there, writable, with room."""
-    for label, folder in (("snapshot store", settings.storage), ("job folders", settings.jobs_dir)):
+    """The snapshot store and the folders of this machine: there, writable, with room."""
+    own = "snapshot store"
+    if settings.bucket is not None:
+        own = "work folder"
+        yield _check_bucket(settings)
+    for label, folder in ((own, settings.storage), ("job folders", settings.jobs_dir)):
         try:
             with tempfile.TemporaryFile(dir=folder) as probe:
                 probe.write(b"mailfleet doctor")
@@ -163,6 +168,28 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
             continue
         level = Level.FAIL if free < _FREE_FAIL else Level.WARN if free < _FREE_WARN else Level.OK
         yield Finding("storage", level, f"{label}: {folder}, writable, {free / 2**30:.1f} GiB free")
+
+
+def _check_bucket(settings: Settings) -> Finding:
+    """Write an object, read it, remove it: what sends need of the bucket, and no more."""
+    root = store(settings)
+    probe = root / f".doctor-{os.getpid()}"
+    said = b"mailfleet doctor"
+    try:
+        probe.write_bytes(said)
+        same = probe.read_bytes() == said
+        probe.unlink()
+    except OSError as error:
+        return Finding(
+            "storage",
+            Level.FAIL,
+            f"snapshot store: {str(error).removesuffix(DOCTOR_HINT)}; check the bucket, MAILFLEET_STORAGE_ENDPOINT, "
+            "_REGION and the keys, which must be allowed to list, read, write and delete",
+        )
+    where = f" at {settings.storage_endpoint}" if settings.storage_endpoint else ""
+    if not same:
+        return Finding("storage", Level.FAIL, f"snapshot store: {root}{where} gave back other bytes than were stored")
+    return Finding("storage", Level.OK, f"snapshot store: {root}{where}, writable")
 
 
 def check_database(engine: Engine) -> Iterator[Finding]:

@@ -6,17 +6,21 @@ sink on localhost. Secrets are read from the environment, or from files below ``
 """
 
 import os
+import re
 import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, field_validator
+from pydantic import AnyHttpUrl, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mailer_lib.identity import IdentityKey
 
 KEY_BYTES = 32
+_S3 = "s3://"
+_S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[^/\0]+)*/?")
 _DATABASE_URLS = ("sqlite:///", "mysql+mysqldb://")
 
 
@@ -37,7 +41,25 @@ class Settings(BaseSettings):
     database_url: Annotated[
         SecretStr | None, Field(description="SQLAlchemy URL of the central database; SQLite below home by default")
     ] = None
-    storage_dir: Annotated[Path | None, Field(description="snapshot store; home/storage by default")] = None
+    storage_dir: Annotated[
+        Path | None,
+        Field(description="snapshot store, or with one on S3 this machine's work folder; home/storage by default"),
+    ] = None
+    storage_url: Annotated[
+        str | None, Field(description="snapshot store elsewhere: s3://bucket/prefix or file:///folder")
+    ] = None
+    storage_endpoint: Annotated[
+        AnyHttpUrl | None, Field(description="URL of the S3-compatible service; AWS by default")
+    ] = None
+    storage_region: Annotated[
+        str | None, Field(description="its region; AWS_REGION by default, or us-east-1 with an endpoint")
+    ] = None
+    storage_access_key: Annotated[
+        SecretStr | None, Field(description="its access key; AWS_ACCESS_KEY_ID or the machine's role by default")
+    ] = None
+    storage_secret_key: Annotated[
+        SecretStr | None, Field(validate_default=True, description="the secret that goes with it")
+    ] = None
     identity_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/identity.key by default")] = (
         None
     )
@@ -79,6 +101,33 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("storage_url", mode="after")
+    @classmethod
+    def _known_store(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None or _S3_URL.fullmatch(value):
+            return value
+        if not value.startswith("file:///"):
+            raise ValueError(
+                "must be s3://BUCKET/PREFIX (the prefix may be left out; no empty, . or .. parts) or file:///FOLDER"
+            )
+        if info.data.get("storage_dir") is not None:
+            raise ValueError("names a folder, and so does MAILFLEET_STORAGE_DIR; unset one of them")
+        return value
+
+    @field_validator("storage_endpoint", mode="after")
+    @classmethod
+    def _is_an_endpoint(cls, value: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        if value is not None and (value.path not in (None, "/") or value.query or value.fragment or value.username):
+            raise ValueError("must be http(s)://HOST:PORT, with nothing after it; keys have settings of their own")
+        return value
+
+    @field_validator("storage_secret_key", mode="after")
+    @classmethod
+    def _both_keys(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if (value is None) != (info.data.get("storage_access_key") is None):
+            raise ValueError("goes with MAILFLEET_STORAGE_ACCESS_KEY; set both, or neither")
+        return value
+
     @field_validator("public_url", mode="after")
     @classmethod
     def _is_a_base(cls, value: AnyHttpUrl) -> AnyHttpUrl:
@@ -107,8 +156,20 @@ class Settings(BaseSettings):
 
     @property
     def storage(self) -> Path:
-        """The snapshot store: snapshots, settled ledgers, events."""
+        """The snapshot store when it is a folder. With a store on S3: this machine's work folder, where snapshots are
+        built and ledgers grow, and where what isn't shared stays (rejects, events)."""
+        if self.storage_url is not None and self.bucket is None:
+            return Path(unquote(urlsplit(self.storage_url).path)).absolute()
         return self.storage_dir.expanduser().absolute() if self.storage_dir else self.home / "storage"
+
+    @property
+    def bucket(self) -> str | None:
+        """``bucket`` or ``bucket/prefix`` of a store on S3; None: it is the folder ``storage``.
+
+        ``shard/store.py`` opens either."""
+        if self.storage_url is None or not self.storage_url.startswith(_S3):
+            return None
+        return self.storage_url.removeprefix(_S3).rstrip("/")
 
     @property
     def jobs_dir(self) -> Path:

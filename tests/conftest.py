@@ -4,6 +4,7 @@
                    process and ``load_settings()``) has the same settings.
 ``sqlite_engine``  the embedded database of ``settings``, with the tables of this release
 ``engine``         the same test twice: SQLite, and a private real MariaDB (mark ``mariadb``); ``settings`` points to it
+``any_store``      the same test twice: the snapshot store is a folder, and a bucket (mark ``s3``)
 ``mailfleet``      runs a command in this process: ``mailfleet("list", "show").stdout``
 """
 
@@ -90,9 +91,10 @@ def _environment(monkeypatch: pytest.MonkeyPatch, home: Path, **more: str) -> Se
 
 @pytest.fixture
 def settings(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _database: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _database: str | None, _store: dict[str, str]
 ) -> Iterator[Settings]:
     more = {"MAILFLEET_DATABASE_URL": _database} if _database else {}
+    more |= _store
     made = _environment(monkeypatch, tmp_path / "home", **more)
     for name in ("identity", "token"):
         make_key(made.keys_dir / f"{name}.key")
@@ -111,10 +113,51 @@ def _database(request: pytest.FixtureRequest) -> str | None:
     return None
 
 
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[object]:
+    """The S3 server of this test process; started when the first test asks for it."""
+    from tests.s3_server import S3Server, program
+
+    require(program(), "moto_server isn't installed (python3 .ci/setup.py dev)")
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket_settings(s3_server) -> dict[str, str]:  # type: ignore[no-untyped-def]
+    """The variables that make a fresh bucket the snapshot store."""
+    name = f"mailfleet-test-{next(_numbers)}"
+    s3_server.make_bucket(name)
+    return {
+        "MAILFLEET_STORAGE_URL": f"s3://{name}/fleet",
+        "MAILFLEET_STORAGE_ENDPOINT": s3_server.url,
+        "MAILFLEET_STORAGE_REGION": "us-east-1",
+        "MAILFLEET_STORAGE_ACCESS_KEY": "test",
+        "MAILFLEET_STORAGE_SECRET_KEY": "test",
+    }
+
+
+@pytest.fixture
+def _store(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What ``settings`` needs for the store; nothing: it is a folder. Parametrised by ``any_store``."""
+    if getattr(request, "param", "folder") == "s3":
+        variables: dict[str, str] = request.getfixturevalue("bucket_settings")
+        return variables
+    return {}
+
+
+@pytest.fixture
+def any_store(_store: dict[str, str]) -> None:
+    """Ask for it to run on both kinds of store."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         both = ["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)]
         metafunc.parametrize("_database", both, indirect=True)
+    if "any_store" in metafunc.fixturenames:
+        metafunc.parametrize("_store", ["folder", pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from sqlalchemy import Engine, delete, func, insert, select, text
 
 from mailer_lib import backup
 from mailer_lib.backup import BackupError
-from mailer_lib.database import dump, migrate
+from mailer_lib.contacts import attributes
+from mailer_lib.database import dump, generated, migrate
 from mailer_lib.database.engine import now, open_engine, read, write
 from mailer_lib.database.schema import (
     audit_log,
@@ -29,7 +30,7 @@ from mailer_lib.database.schema import (
 )  # fmt: skip
 from mailer_lib.fleet import domains, pools
 from mailer_lib.settings import Settings, load_settings
-from mailer_lib.terms import SendState, SuppressionReason
+from mailer_lib.terms import AttributeType, SendState, SuppressionReason
 from tests.conftest import Ran
 
 AGNES = "agnes.o'neil+häkan@example.org"
@@ -147,6 +148,25 @@ def test_the_same_person_is_suppressed_by_hash_after_a_restore_into_either_datab
     assert (new_settings.keys_dir / "dkim" / "news.fjordfern.example.mf1.pem").is_file()
 
 
+def test_an_indexed_attribute_is_indexed_after_a_restore(
+    lived_in: Engine, settings: Settings, elsewhere: tuple[Settings, Engine], tmp_path: Path
+) -> None:
+    with write(lived_in) as connection:
+        attributes.declare(connection, "city", AttributeType.TEXT)
+    attributes.index(lived_in, "city", actor="ann")
+    backup.create(lived_in, settings, tmp_path / "fleet.tar", on_rows=_quiet)
+    new_settings, new_engine = elsewhere
+    backup.restore(new_engine, new_settings, tmp_path / "fleet.tar", actor="test", on_rows=_quiet)
+    assert migrate.differences(new_engine) == []
+    with read(new_engine) as connection:
+        found = (
+            select(func.count())
+            .select_from(contacts)
+            .where(generated.generated_column("city", AttributeType.TEXT) == "Tromsø")
+        )
+        assert connection.scalar(found) == 4500
+
+
 def test_after_a_restore_consent_is_still_append_only_and_ids_go_on(
     lived_in: Engine, settings: Settings, elsewhere: tuple[Settings, Engine], tmp_path: Path
 ) -> None:
@@ -242,6 +262,20 @@ def test_another_identity_key_in_the_environment_is_refused_before_anything_is_w
     load_settings.cache_clear()
     with pytest.raises(BackupError, match="MAILFLEET_IDENTITY_KEY isn't the key of this backup"):
         backup.restore(elsewhere[1], load_settings(), tmp_path / "fleet.tar", actor="test", on_rows=_quiet)
+    assert migrate.current(elsewhere[1]) is None
+
+
+def test_a_store_on_s3_is_backed_up_by_its_own_means(
+    lived_in: Engine, settings: Settings, elsewhere: tuple[Settings, Engine], tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole.tar"
+    backup.create(lived_in, settings, whole, storage=True, on_rows=_quiet)
+    on_s3 = {"storage_url": "s3://fleet"}
+    with pytest.raises(BackupError, match="back the bucket up by its own means"):
+        backup.create(lived_in, settings.model_copy(update=on_s3), tmp_path / "fleet.tar", storage=True, on_rows=_quiet)
+    backup.create(lived_in, settings.model_copy(update=on_s3), tmp_path / "fleet.tar", on_rows=_quiet)
+    with pytest.raises(BackupError, match="copy the folder `storage` into the bucket"):
+        backup.restore(elsewhere[1], elsewhere[0].model_copy(update=on_s3), whole, actor="test", on_rows=_quiet)
     assert migrate.current(elsewhere[1]) is None
 
 

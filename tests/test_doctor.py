@@ -16,6 +16,7 @@ from mailer_lib.database.engine import write
 from mailer_lib.doctor import Finding, Level
 from mailer_lib.fleet import domains, pools, servers
 from mailer_lib.settings import Settings, load_settings
+from mailer_lib.shard.store import store
 from mailer_lib.sink.process import start
 from tests.conftest import Ran
 from tests.support import free_port
@@ -171,6 +172,28 @@ def test_a_storage_that_is_a_file_fails(settings: Settings) -> None:
     settings.storage.rmdir()
     settings.storage.write_text("")
     assert len(_wrong(list(doctor.check_storage(settings)))) == 1
+
+
+@pytest.mark.s3
+def test_a_bucket_is_tried_and_left_as_it_was(
+    settings: Settings, bucket_settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {name.removeprefix("MAILFLEET_").lower(): value for name, value in bucket_settings.items()}
+    settings = _with(settings, monkeypatch, **values)
+    findings = list(doctor.check_storage(settings))
+    assert _wrong(findings) == []
+    assert f"{store(settings)} at {settings.storage_endpoint}, writable" in findings[0].text
+    assert store(settings).files() == []  # type: ignore[union-attr]
+    settings = _with(settings, monkeypatch, storage_url="s3://no-such-bucket")
+    (wrong,) = _wrong(list(doctor.check_storage(settings)))
+    assert "NO_SUCH_BUCKET" in wrong and "check the bucket, MAILFLEET_STORAGE_ENDPOINT" in wrong
+
+
+def test_a_service_that_nobody_answers_for_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"storage_access_key": "AKIA", "storage_secret_key": "hunter2", "storage_url": "s3://fleet"}
+    settings = _with(settings, monkeypatch, **values, storage_endpoint=f"http://127.0.0.1:{free_port()}")
+    (wrong,) = _wrong(list(doctor.check_storage(settings)))
+    assert "NETWORK_CONNECTION" in wrong and "hunter2" not in wrong
 
 
 @pytest.mark.parametrize("banner", [b"", b"HTTP/1.1 400 Bad Request\r\n", b"554 no service\r\n"])

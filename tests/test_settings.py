@@ -47,6 +47,14 @@ def test_nothing_has_to_be_configured(environment: pytest.MonkeyPatch, tmp_path:
         ("GRANT_S", "0", "greater than 0"),
         ("GRANT_S", "61", "less than or equal to 60"),
         ("APPROVER_MUST_DIFFER", "perhaps", "valid boolean"),
+        ("STORAGE_URL", "fleet/storage", "s3://BUCKET/PREFIX"),
+        ("STORAGE_URL", "s3://fleet/a//b", "no empty, [.] or [.][.] parts"),
+        ("STORAGE_URL", "s3://fleet/../b", "no empty, [.] or [.][.] parts"),
+        ("STORAGE_URL", "file://fleet/storage", "file:///FOLDER"),
+        ("STORAGE_ENDPOINT", "minio:9000", "valid URL|'http' or 'https'"),
+        ("STORAGE_ENDPOINT", "http://key:hunter2@minio:9000", "keys have settings of their own"),
+        ("STORAGE_ENDPOINT", "http://minio:9000/fleet", "nothing after it"),
+        ("STORAGE_SECRET_KEY", "hunter2", "MAILFLEET_STORAGE_ACCESS_KEY"),
         ("LOG_LEVEL", "loud", "'DEBUG', 'INFO'"),
     ],
 )
@@ -75,6 +83,34 @@ def test_an_empty_variable_is_as_good_as_none(environment: pytest.MonkeyPatch) -
     environment.setenv("MAILFLEET_DATABASE_URL", "")
     assert load_settings().serve_port == 8025
     assert load_settings().database_url is None
+
+
+@pytest.mark.parametrize(
+    ("url", "bucket"), [("s3://fleet", "fleet"), ("s3://fleet/", "fleet"), ("s3://my.fleet/a/b c/", "my.fleet/a/b c")]
+)
+def test_a_store_on_s3_leaves_the_folder_to_this_machine(
+    environment: pytest.MonkeyPatch, tmp_path: Path, url: str, bucket: str
+) -> None:
+    environment.setenv("MAILFLEET_STORAGE_URL", url)
+    environment.setenv("MAILFLEET_STORAGE_DIR", str(tmp_path / "work"))
+    assert (load_settings().bucket, load_settings().storage) == (bucket, tmp_path / "work")
+
+
+def test_a_file_url_is_a_folder_and_two_folders_are_one_too_many(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("MAILFLEET_STORAGE_URL", f"file://{tmp_path}/my%20store")
+    assert (load_settings().bucket, load_settings().storage) == (None, tmp_path / "my store")
+    environment.setenv("MAILFLEET_STORAGE_DIR", str(tmp_path))
+    load_settings.cache_clear()
+    with pytest.raises(SettingsError, match=r"MAILFLEET_STORAGE_URL: .* unset one of them"):
+        load_settings()
+
+
+def test_an_access_key_needs_its_secret(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MAILFLEET_STORAGE_ACCESS_KEY", "AKIA")
+    with pytest.raises(SettingsError, match=r"MAILFLEET_STORAGE_SECRET_KEY: .* set both, or neither"):
+        load_settings()
 
 
 def test_values_come_from_the_environment(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,15 +29,18 @@ from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.manifest import MANIFEST_FILE, Amendment, FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.database.engine import now, read
+from mailer_lib.database.lock import named_lock
 from mailer_lib.database.retry import write_again
 from mailer_lib.database.schema import leases, sends, shards, snapshots
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import shard_table, write_parquet, write_shard
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
+from mailer_lib.shard.store import StorePath, arrow_source, name_below, store
 from mailer_lib.terms import ExclusionReason, LeaseState, ShardState, SnapshotState
 
 ERASED, EXPIRED = "erased", "expired"
 NEXT_FILE = "manifest.next.json"
+LOCK_WAIT_S = 600
 _BLANK: dict[str, Any] = {
     "contact_id": 0, "address": "", "domain": "", "given_name": None, "family_name": None, "locale": None,
     "timezone": None,
@@ -104,8 +107,8 @@ def amend(engine: Engine, settings: Settings, snapshot_id: int, people: Collecti
         row = connection.execute(select(snapshots).where(snapshots.c.id == snapshot_id)).one()
     if row.state != SnapshotState.PUBLISHED:
         raise SnapshotError(f"{row.path} isn't published")
-    folder = settings.storage / row.path
-    with _lock(folder):
+    folder = store(settings) / row.path
+    with _lock(engine, settings.storage / row.path, snapshot_id):
         _recover(engine, folder, snapshot_id)
         manifest = manifests.load(folder)
         number = len(manifest.amendments) + 1
@@ -153,10 +156,12 @@ def _at_rest() -> Any:
     return shards.c.state.in_((ShardState.OPEN, ShardState.SETTLED)) & ~live
 
 
-def _rewrite(folder: Path, entry: FileEntry, people: Collection[bytes] | None, number: int) -> _Change | None:
+def _rewrite(folder: StorePath, entry: FileEntry, people: Collection[bytes] | None, number: int) -> _Change | None:
     is_shard = isinstance(entry, ShardEntry)
     path = folder / entry.path
-    table, rows = blank_rows(shard_table(path), people) if is_shard else blank_excluded(pq.read_table(path), people)
+    table, rows = (
+        blank_rows(shard_table(path), people) if is_shard else blank_excluded(pq.read_table(arrow_source(path)), people)
+    )
     if not rows:
         return None
     old = PurePosixPath(entry.path)
@@ -167,13 +172,13 @@ def _rewrite(folder: Path, entry: FileEntry, people: Collection[bytes] | None, n
     return _Change(entry, entry.model_copy(update={"path": new, "sha256": sha256}), rows)
 
 
-def _concerned(folder: Path, entry: ShardEntry, people: Collection[bytes] | None) -> bool:
+def _concerned(folder: StorePath, entry: ShardEntry, people: Collection[bytes] | None) -> bool:
     return blank_rows(shard_table(folder / entry.path), people)[1] > 0
 
 
 def _commit(
     connection: Connection,
-    folder: Path,
+    folder: StorePath,
     snapshot_id: int,
     manifest: Manifest,
     *,
@@ -198,7 +203,9 @@ def _commit(
     amended = _amended(manifest, done, at, why)
     replace_file(folder / NEXT_FILE, amended.dump())  # before the commit: what the database names must exist
     before, after = manifests.sha256(manifest), manifests.sha256(amended)
-    connection.execute(update(snapshots).where(snapshots.c.id == snapshot_id).values(manifest_sha256=after))
+    mine = update(snapshots).where(snapshots.c.id == snapshot_id, snapshots.c.manifest_sha256 == before)
+    if connection.execute(mine.values(manifest_sha256=after)).rowcount != 1:
+        raise SnapshotError("the snapshot was amended by another process at the same moment; run it again")
     _keep_approval(connection, snapshot_id, before, after)
     return done
 
@@ -237,30 +244,36 @@ def _keep_approval(connection: Connection, snapshot_id: int, before: str, after:
         connection.execute(update(sends).where(sends.c.id == send.id).values(approval_digest=kept))
 
 
-def _recover(engine: Engine, folder: Path, snapshot_id: int) -> None:
+def _recover(engine: Engine, folder: StorePath, snapshot_id: int) -> None:
     """Finish an amendment that was committed, clear away one that wasn't: whatever file the manifest doesn't list."""
     with read(engine) as connection:
         wanted = connection.scalar(select(snapshots.c.manifest_sha256).where(snapshots.c.id == snapshot_id))
     following = folder / NEXT_FILE
     if following.exists():
         if sha256_of(following) == wanted:
-            following.replace(folder / MANIFEST_FILE)
-            sync_folder(folder)
-        else:
-            following.unlink()
+            replace_file(folder / MANIFEST_FILE, following.read_bytes())
+        following.unlink()
     manifest = manifests.load(folder)
     if manifests.sha256(manifest) != wanted:
         raise SnapshotError(f"{folder / MANIFEST_FILE} isn't the one that the database knows; restore it first")
     listed = {entry.path for entry in (*manifest.shards, *manifest.excluded)}
     for pattern in ("shard=*/part-*.parquet", "excluded/*.parquet"):
         for path in folder.glob(pattern):
-            if path.relative_to(folder).as_posix() not in listed:
+            if name_below(path, folder) not in listed:
                 path.unlink()
                 sync_folder(path.parent)
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def _lock(engine: Engine, folder: Path, snapshot_id: int) -> Iterator[None]:
+    """Nobody else amends this snapshot: on this machine (``folder``), nor on another that has the same database."""
+    folder.parent.mkdir(parents=True, exist_ok=True)  # with a store on S3 the folder needn't be here
+    name = f"mailfleet.amend.{snapshot_id}.{engine.url.database}"[:64]
     with (folder.parent / f".amend-{folder.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        with named_lock(engine, name, LOCK_WAIT_S) as got:
+            if not got:
+                raise SnapshotError(
+                    f"another machine has been amending this snapshot for {LOCK_WAIT_S} s; try again when it is done"
+                )
+            yield

@@ -2,30 +2,33 @@
 
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
-from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, column_of, freeze
+from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, bytes_of, column_of, freeze
 from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_at_cap
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.people import Freezing, shard_numbers
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
-from mailer_lib.audience.ranges import RangeDone, RunFile, people_schema, range_folder, read_done, shard_numbers
+from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, range_folder, read_done
 from mailer_lib.database.engine import now
-from mailer_lib.identity import message_key
+from mailer_lib.identity import message_keys
 from mailer_lib.settings import Settings
-from mailer_lib.shard.files import shard_schema, write_parquet, write_shard
+from mailer_lib.shard.files import write_parquet, write_shard
 from mailer_lib.terms import ExclusionReason
 
 MAX_SHARD_ROWS = 5000  # of a lease; docs/architecture.md
@@ -44,13 +47,12 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
     folder = plan.folder(settings)
     runs = _Runs.open(settings, plan)
     _clear(folder)
-    schema = shard_schema(plan.inputs.attributes)
-    send_key = settings.identity().send_key(plan.campaign, plan.edition)
     tally = _Tally([0] * len(plan.inputs.weights))
     entries: list[ShardEntry] = []
     with (
         _late_file(folder, tally) as late,
         people_at_cap(folder, counting, runs.shard_count) as at_cap,
+        _Writers() as writers,
     ):
         for number in range(runs.shard_count):
             people = runs.people(number)
@@ -58,20 +60,20 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
                 continue
             frozen = freeze(
                 people,
-                schema,
-                send_key=send_key,
-                weights=plan.inputs.weights,
                 barred=runs.barred(number, people),
                 already=already,
-                at_cap=at_cap.among(column_of(people, "address_hash"), number),
+                at_cap=at_cap.among(column_of(people, "address_hash"), number) if counting else (),
             )
             late.add(frozen.dropped)
             if frozen.rows.num_rows:
-                entries.append(_write_frozen(folder, number, frozen))
                 tally.add_frozen(frozen.rows)
+                entries.extend(writers.start(partial(_write_frozen, folder, number, frozen)))
+        entries.extend(writers.rest())
         ranges: list[FileEntry] = []
         for done in runs.done:
-            table = _mark_late(runs.excluded(done), send_key, already, at_cap)
+            table = runs.excluded(done)
+            if already or counting:
+                table = _mark_late(table, runs.freezing.send_key, already, at_cap)
             if table.num_rows:
                 ranges.append(_write_excluded(folder, f"range-{done.index:04d}.parquet", table))
                 tally.add_excluded(table)
@@ -96,7 +98,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
         max_contact_id=plan.max_contact_id,
         published_at=now(),
         shard_count=runs.shard_count,
-        columns=tuple(manifests.ColumnEntry(name=f.name, type=str(f.type)) for f in schema),
+        columns=tuple(manifests.ColumnEntry(name=f.name, type=str(f.type)) for f in runs.freezing.schema),
         ranges=tuple(done.summary for done in runs.done),
         shards=tuple(entries),
         excluded=tuple(excluded),
@@ -132,19 +134,43 @@ def _write_excluded(folder: Path, name: str, table: pa.Table) -> FileEntry:
 
 def _mark_late(excluded: pa.Table, send_key: bytes, already: Set[bytes], at_cap: AtCap) -> pa.Table:
     """Who is barred may have been sent this edition before they were, or be at the cap: all reasons are told."""
-    hashes: list[bytes] = column_of(excluded, "address_hash")
+    hashes: list[Any] = column_of(excluded, "address_hash")
     capped = at_cap.among(hashes)
-    if not already and not capped:
-        return excluded
-    reasons: list[int] = column_of(excluded, "reasons")
+    reasons: list[Any] = column_of(excluded, "reasons")
     sent, cap = int(ExclusionReason.ALREADY_SENT), int(ExclusionReason.FREQUENCY_CAP)
     marked = [
-        mask
-        | (sent if already and message_key(send_key, address_hash) in already else 0)
-        | (cap if address_hash in capped else 0)
-        for mask, address_hash in zip(reasons, hashes, strict=True)
+        mask | (sent if key in already else 0) | (cap if address_hash in capped else 0)
+        for mask, address_hash, key in zip(reasons, hashes, message_keys(send_key, hashes), strict=True)
     ]
     return excluded.set_column(2, EXCLUDED_SCHEMA.field(2), pa.array(marked, pa.int32()))
+
+
+def _counted(table: pa.Table, name: str) -> dict[Any, int]:
+    pairs = table.column(name).value_counts()
+    counts: list[Any] = pairs.field("counts").to_pylist()
+    return dict(zip(pairs.field("values").to_pylist(), counts, strict=True))
+
+
+class _Writers:
+    """Files written and fsynced by two threads, while the next shard is put in order; at most four wait."""
+
+    def __enter__(self) -> "_Writers":
+        self._pool = ThreadPoolExecutor(2, "write shard")
+        self._waiting: deque[Future[ShardEntry]] = deque()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self, write: Callable[[], ShardEntry]) -> Iterator[ShardEntry]:
+        """Begin one; what is written by now, in the order of the beginnings."""
+        self._waiting.append(self._pool.submit(write))
+        while len(self._waiting) > 4:
+            yield self._waiting.popleft().result()
+
+    def rest(self) -> Iterator[ShardEntry]:
+        while self._waiting:
+            yield self._waiting.popleft().result()
 
 
 @dataclass
@@ -157,13 +183,13 @@ class _Tally:
 
     def add_frozen(self, rows: pa.Table) -> None:
         self.frozen += rows.num_rows
-        self.by_provider.update(column_of(rows, "provider"))
-        for variant, count in Counter(column_of(rows, "variant")).items():
+        self.by_provider.update(_counted(rows, "provider"))
+        for variant, count in _counted(rows, "variant").items():
             self.by_variant[variant] += count
 
     def add_excluded(self, rows: pa.Table) -> None:
         self.excluded += rows.num_rows
-        for mask, count in Counter(column_of(rows, "reasons")).items():
+        for mask, count in _counted(rows, "reasons").items():
             self.by_reason.update(dict.fromkeys(reason_names(mask), count))
 
     def counts(self) -> manifests.Counts:
@@ -223,13 +249,13 @@ def _late_file(folder: Path, tally: _Tally) -> Iterator[_Late]:
 
 @dataclass(frozen=True)
 class _Run:
-    """One mapped run; ``shard`` is sorted."""
+    """One mapped run, sorted by planned shard: shard n has the rows ``starts[n]`` to ``starts[n + 1]``."""
 
     table: pa.Table
-    shard: NDArray[np.uint32]
+    starts: NDArray[np.int64]
 
     def of_shard(self, number: int) -> pa.Table:
-        first, end = np.searchsorted(self.shard, [number, number + 1])
+        first, end = self.starts[number : number + 2]
         return self.table.slice(int(first), int(end - first))
 
 
@@ -238,6 +264,7 @@ class _Runs:
     """The built ranges, mapped into memory: only the slices in use are read."""
 
     plan: SnapshotPlan
+    freezing: Freezing
     folders: Mapping[int, Path]
     done: tuple[RangeDone, ...]
     selected: tuple[_Run, ...]
@@ -253,24 +280,28 @@ class _Runs:
             if found is None or found.as_of != plan.as_of:
                 raise SnapshotError(f"range {index} of the snapshot of {plan} isn't built yet")
             done.append(found)
-        selected = tuple(_map(folders[d.index], run) for d in done for run in d.rows)
-        barring = tuple(_map(folders[d.index], run) for d in done for run in d.excluded)
-        return cls(plan, folders, tuple(done), selected, barring, _fitting(selected, plan.shards))
+        selected = tuple(_map(folders[d.index], run, plan.shards) for d in done for run in d.rows)
+        barring = tuple(_map(folders[d.index], run, plan.shards) for d in done for run in d.excluded)
+        count = _fitting(selected, plan.shards)
+        return cls(plan, freezing_of(plan, settings), folders, tuple(done), selected, barring, count)
 
     def people(self, number: int) -> pa.Table:
         """Whom the ranges selected for one shard."""
         tables = [run.of_shard(number % self.plan.shards) for run in self.selected]
-        people = _concat(tables, people_schema(self.plan.inputs.attributes))
+        people = _concat(tables, self.freezing.schema)
         if self.shard_count == self.plan.shards or not people.num_rows:
             return people
-        mine = shard_numbers(column_of(people, "address_hash"), self.shard_count) == number
+        mine = shard_numbers(people.column("address_hash").combine_chunks(), self.shard_count) == number
         return people.filter(pa.array(mine))
 
     def barred(self, number: int, people: pa.Table) -> dict[bytes, ExclusionReason]:
         """Of ``people``, those whom a range excluded too: reasons by address hash."""
         tables = [run.of_shard(number % self.plan.shards) for run in self.barring]
         rows = _concat(tables, EXCLUDED_SCHEMA)
-        rows = rows.filter(pc.is_in(rows.column("address_hash"), value_set=people.column("address_hash")))
+        both = np.intersect1d(_sortable(rows.column("address_hash")), _sortable(people.column("address_hash")))
+        if not both.size:
+            return {}
+        rows = rows.filter(pa.array(np.isin(_sortable(rows.column("address_hash")), both)))
         found: dict[bytes, ExclusionReason] = {}
         pairs = zip(column_of(rows, "address_hash"), column_of(rows, "reasons"), strict=True)
         for address_hash, mask in pairs:
@@ -278,8 +309,13 @@ class _Runs:
         return found
 
     def excluded(self, done: RangeDone) -> pa.Table:
-        tables = [_map(self.folders[done.index], run).table for run in done.excluded]
+        tables = [_map(self.folders[done.index], run, self.plan.shards).table for run in done.excluded]
         return _concat(tables, EXCLUDED_SCHEMA)
+
+
+def _sortable(hashes: "pa.ChunkedArray[Any]") -> NDArray[np.uint64]:
+    """The second half of each address hash: enough to tell who might be in two places."""
+    return np.frombuffer(bytes_of(hashes.combine_chunks()), np.uint64)[1::2]
 
 
 def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
@@ -288,12 +324,13 @@ def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     )
 
 
-def _map(folder: Path, run: RunFile) -> _Run:
+def _map(folder: Path, run: RunFile, shards: int) -> _Run:
     path = folder / run.name
     if not path.exists() or sha256_of(path) != run.sha256:
         raise SnapshotError(f"{path} is missing or damaged; remove {folder} and build that range again")
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    return _Run(table, table.column("shard").combine_chunks().to_numpy())
+    numbers = table.column("shard").combine_chunks().to_numpy()
+    return _Run(table, np.searchsorted(numbers, np.arange(shards + 1)))
 
 
 def _fitting(runs: tuple[_Run, ...], planned: int) -> int:
@@ -305,7 +342,7 @@ def _fitting(runs: tuple[_Run, ...], planned: int) -> int:
     while True:
         rows = np.zeros(count, np.int64)
         for run in runs:
-            hashes = column_of(run.table, "address_hash")
+            hashes = run.table.column("address_hash").combine_chunks()
             rows += np.bincount(shard_numbers(hashes, count), minlength=count)
         if rows.max(initial=0) <= MAX_SHARD_ROWS:
             return count

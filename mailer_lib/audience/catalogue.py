@@ -10,6 +10,7 @@ Field names come from here and never reach SQL; ``expressions.py`` and ``criteri
     subscription.<list>.state .source                         of that subscription: where it stands, where it came from
     subscription.<list>.confirmed_at .unsubscribed_at         its age: when it last became so, an instant
     criteria                                                  matches other stored criteria
+    behaviour.sent .opened .clicked .bounced                  did so, how often and when (``behaviour.py``)
 
 ``list`` takes every state on purpose: who is pending or has left must match, so that the snapshot can say *why* they
 were barred (``exclusions.py`` bars them, always).
@@ -24,7 +25,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from mailer_lib.database.schema import attribute_types, criteria, lists
+from mailer_lib.audience.behaviour import BehaviourKind
+from mailer_lib.database.schema import attribute_types, campaigns, criteria, lists
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
 from mailer_lib.terms import AttributeType, SubscriptionState
 
@@ -64,6 +66,7 @@ class FieldKind(StrEnum):
     TEXT_LIST = "text-list"
     LIST = "list"
     CRITERIA = "criteria"  # other criteria, by name
+    BEHAVIOUR = "behaviour"
 
 
 _EXISTENCE = frozenset({Operator.NULL, Operator.NOT_NULL})
@@ -82,13 +85,14 @@ SUITED: Mapping[FieldKind, frozenset[Operator]] = {
     FieldKind.TEXT_LIST: frozenset({Operator.CONTAINS, Operator.IN, Operator.NOT_IN}) | _EXISTENCE,
     FieldKind.LIST: _SAME,
     FieldKind.CRITERIA: frozenset({Operator.EQ, Operator.NE}),
+    FieldKind.BEHAVIOUR: frozenset({Operator.EQ, Operator.LT, Operator.LE, Operator.GT, Operator.GE}) | _EXISTENCE,
 }
 
 
 @dataclass(frozen=True)
 class Field:
     """One name that a rule may use. ``column`` is one of ``contacts``, or of ``subscriptions`` when ``list_id`` is set;
-    ``attribute`` is a key. Neither is set for lists and criteria.
+    ``attribute`` is a key. Neither is set for lists, criteria and behaviour.
     """
 
     name: str
@@ -99,6 +103,8 @@ class Field:
     confirmed_only: bool = False  # kind LIST
     list_id: int | None = None
     choices: tuple[str, ...] = ()  # kind ENUM
+    behaviour: BehaviourKind | None = None
+    indexed: bool = False  # an attribute with a generated column (database.generated)
 
     @property
     def operators(self) -> frozenset[Operator]:
@@ -116,23 +122,28 @@ CONTACT_FIELDS = (
     Field("list", FieldKind.LIST),
     Field("list.confirmed", FieldKind.LIST, confirmed_only=True),
     Field("criteria", FieldKind.CRITERIA),
+    *(Field(f"behaviour.{kind}", FieldKind.BEHAVIOUR, behaviour=kind) for kind in BehaviourKind),
 )
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All that a tree can be checked against. ``lists``: id by name; ``criteria``: stored tree by name."""
+    """All that a tree can be checked against. ``lists``: id by name; ``criteria``: stored tree by name;
+    ``campaigns``: their names.
+    """
 
     attributes: Mapping[str, AttributeType] = field(default_factory=dict)
     lists: Mapping[str, int] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of attributes that are enums
     criteria: Mapping[str, Any] = field(default_factory=dict)
+    campaigns: frozenset[str] = frozenset()
+    indexed: frozenset[str] = frozenset()  # keys of attributes
 
     @property
     def fields(self) -> dict[str, Field]:
         found = {f.name: f for f in CONTACT_FIELDS}
         for key, type_ in sorted(self.attributes.items()):
-            made = attribute_field(key, type_, self.choices.get(key, ()))
+            made = attribute_field(key, type_, self.choices.get(key, ()), indexed=key in self.indexed)
             found[made.name] = made
         for name, list_id in sorted(self.lists.items()):
             found.update({f.name: f for f in subscription_fields(name, list_id)})
@@ -156,23 +167,26 @@ def subscription_fields(name: str, list_id: int) -> tuple[Field, ...]:
     )
 
 
-def attribute_field(key: str, type_: AttributeType, choices: tuple[str, ...] = ()) -> Field:
+def attribute_field(key: str, type_: AttributeType, choices: tuple[str, ...] = (), *, indexed: bool = False) -> Field:
     """Raises:
     ValueError: the key can't stand in a JSON path.
     """
     if not _ATTRIBUTE_KEY.fullmatch(key):
         raise ValueError(f'the attribute "{key}" can\'t be used: a key is letters, digits, "_", "-" and "."')
-    return Field(f"{ATTRIBUTE_PREFIX}{key}", FieldKind(type_.value), attribute=key, choices=choices)
+    return Field(f"{ATTRIBUTE_PREFIX}{key}", FieldKind(type_.value), attribute=key, choices=choices, indexed=indexed)
 
 
 def load(connection: Connection) -> Catalogue:
     """The catalogue of this moment."""
-    types = connection.execute(select(attribute_types.c.key, attribute_types.c.type, attribute_types.c.choices)).all()
+    known = attribute_types.c
+    types = connection.execute(select(known.key, known.type, known.choices, known.indexed)).all()
     named = connection.execute(select(lists.c.name, lists.c.id)).all()
     stored = connection.execute(select(criteria.c.name, criteria.c.rules)).all()
     return Catalogue(
-        attributes={key: AttributeType(type_) for key, type_, _ in types},
+        attributes={key: AttributeType(type_) for key, type_, _, _ in types},
         lists={name: int(id_) for name, id_ in named},
-        choices={key: tuple(choices) for key, _, choices in types if choices},
+        choices={key: tuple(choices) for key, _, choices, _ in types if choices},
         criteria=dict(map(tuple, stored)),
+        campaigns=frozenset(connection.scalars(select(campaigns.c.name))),
+        indexed=frozenset(key for key, _, _, indexed in types if indexed),
     )

@@ -13,6 +13,7 @@ from mailer_lib.audience.catalogue import Catalogue
 from mailer_lib.audience.exclusions import exclusions, reason_names
 from mailer_lib.database.engine import now as this_moment
 from mailer_lib.database.schema import contacts
+from mailer_lib.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,21 @@ def matching_statement(condition: ColumnElement[bool]) -> Select[int]:
 
 
 def count(
-    connection: Connection, tree: Any, catalogue: Catalogue, list_id: int, *, now: datetime | None = None
+    connection: Connection,
+    settings: Settings,
+    tree: Any,
+    catalogue: Catalogue,
+    list_id: int,
+    *,
+    now: datetime | None = None,
 ) -> Counts:
     """``now`` is what relative dates are relative to: this moment without it.
 
     Raises:
         CriteriaError: the tree can't be used.
     """
-    picked = sampling.condition(connection, tree, catalogue, now=now or this_moment())
-    rows = connection.execute(count_statement(picked, list_id))
+    with sampling.picking(connection, settings, tree, catalogue, now=now or this_moment()) as picked:
+        rows = connection.execute(count_statement(picked, list_id)).all()
     by_mask = {int(row.reasons): int(row.people) for row in rows}
     by_reason: Counter[str] = Counter()
     for mask, people in by_mask.items():

@@ -13,8 +13,24 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, not_, or_, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    and_,
+    column,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    table,
+    true,
+    update,
+)
 
+from mailer_lib.audience.behaviour import Occurrence
 from mailer_lib.audience.catalogue import Catalogue, FieldKind, Operator
 from mailer_lib.audience.expressions import field_expression, has_item, sample_point
 from mailer_lib.audience.operands import Span
@@ -57,6 +73,8 @@ def _rule(rule: Rule, *, negated: bool) -> ColumnElement[bool]:
     """One comparison. Below a ``not`` it must never be NULL, or NOT would drop whom it has to take in."""
     if rule.field.kind == FieldKind.LIST:
         return _membership(rule)
+    if rule.field.kind == FieldKind.BEHAVIOUR:
+        return _occurrence(rule)
     value = field_expression(rule.field)
     if rule.field.kind == FieldKind.TEXT_LIST and rule.values:
         found = has_item(rule.field, rule.values)
@@ -131,6 +149,15 @@ def _membership(rule: Rule) -> ColumnElement[bool]:
         subscribed = subscribed.where(subscriptions.c.state == SubscriptionState.CONFIRMED)
     found = exists(subscribed.correlate(contacts))
     return not_(found) if rule.operator in {Operator.NE, Operator.NOT_IN} else found
+
+
+def _occurrence(rule: Rule) -> ColumnElement[bool]:
+    """``behaviour_sets.staged`` has put the people into a temporary table."""
+    (asked,) = rule.values
+    assert isinstance(asked, Occurrence)
+    people = table(asked.people.table, column("contact_id", BigInteger()))
+    found = exists(select(people.c.contact_id).where(people.c.contact_id == contacts.c.id).correlate(contacts))
+    return not_(found) if asked.absent else found
 
 
 # --- the same tree, stored by name ------------------------------------------------------------------------------------

@@ -64,15 +64,6 @@ def explain(connection: Connection, group: Group, condition: ColumnElement[bool]
     return Explanation(plan, tuple(_warnings(group)) if _reads_all(rows, sqlite) else tuple(_sample_warnings(group)))
 
 
-def rules_of(group: Group) -> Iterator[Rule]:
-    """Every rule, those of other criteria too."""
-    for member in group.members:
-        if isinstance(member, Group):
-            yield from rules_of(member)
-        else:
-            yield member
-
-
 def _sqlite_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
     depth = {0: -1}
     for row in rows:
@@ -96,11 +87,14 @@ def _warnings(group: Group) -> Iterator[str]:
     named: set[str] = set()
     for rule in _would_help(group):
         field = rule.field
-        if field.name in named or field.column in _BY_INDEX:
+        if field.name in named or field.column in _BY_INDEX or field.indexed:
             continue
         named.add(field.name)
         if field.attribute is not None:
-            yield f"{field.name} is read out of each contact's JSON; an index on a generated column would avoid it"
+            yield (
+                f"{field.name} is read out of each contact's JSON; `mailfleet attributes index {field.attribute}` "
+                "would avoid it"
+            )
         elif field.list_id is not None:
             yield f"{field.name} is looked up for each contact; a rule on the list itself is answered by an index"
         elif field.column is not None:

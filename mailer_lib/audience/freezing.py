@@ -2,13 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from mailer_lib.identity import message_key
 from mailer_lib.terms import ExclusionReason
 
 _EXCLUDED_FIELDS: "list[pa.Field[Any]]" = [
@@ -21,60 +20,47 @@ EXCLUDED_SCHEMA = pa.schema(_EXCLUDED_FIELDS)
 
 @dataclass(frozen=True)
 class FrozenShard:
-    rows: pa.Table  # columns of ``schema``
+    rows: pa.Table  # columns of a shard
     dropped: pa.Table  # of EXCLUDED_SCHEMA: selected, but left out at publication
 
 
 def freeze(
     people: pa.Table,
-    schema: pa.Schema,
     *,
-    send_key: bytes,
-    weights: Sequence[int],
     barred: Mapping[bytes, ExclusionReason],
     already: Collection[bytes],
     at_cap: Collection[bytes] = (),
 ) -> FrozenShard:
-    """Sort by person, drop whom a shard may not hold, add key and variant, interleave by mailbox provider.
+    """Sort by person, drop whom a shard may not hold, interleave by mailbox provider and domain.
 
     Args:
-        people: what ranges selected for this shard; the shard's columns without ``message_key`` and ``variant``.
+        people: what ranges selected for this shard; a shard's columns.
         barred: reasons by address hash of people whom another range excluded under the same address: consent wins.
         already: message keys that this edition has sent, or may have.
         at_cap: address hashes of people who got as many messages as they may.
     """
-    people = people.sort_by([("address_hash", "ascending"), ("contact_id", "ascending")])
-    ids: list[int] = column_of(people, "contact_id")
-    hashes: list[bytes] = column_of(people, "address_hash")
-    bounds = list(accumulate(weights))
-    kept: list[int] = []
-    keys: list[bytes] = []
-    dropped: list[tuple[int, bytes, int]] = []
-    previous = b""
-    for place, (contact_id, address_hash) in enumerate(zip(ids, hashes, strict=True)):
-        key = message_key(send_key, address_hash)
-        reasons = barred.get(address_hash, ExclusionReason(0))
-        if address_hash == previous:
-            reasons |= ExclusionReason.DUPLICATE
-        if key in already:
-            reasons |= ExclusionReason.ALREADY_SENT
-        if address_hash in at_cap:
-            reasons |= ExclusionReason.FREQUENCY_CAP
-        previous = address_hash
-        if reasons:
-            dropped.append((contact_id, address_hash, int(reasons)))
-        else:
-            kept.append(place)
-            keys.append(key)
-    rows = people.take(pa.array(kept, pa.int64()))
-    rows = rows.append_column("message_key", pa.array(keys, pa.binary(16)))
-    rows = rows.append_column("variant", pa.array([variant_of(key, bounds) for key in keys], pa.int8()))
-    order = interleave(column_of(rows, "provider"))
-    columns = list(zip(*dropped, strict=True)) or [(), (), ()]
-    left_out = pa.table(
-        [pa.array(v, f.type) for v, f in zip(columns, EXCLUDED_SCHEMA, strict=True)], schema=EXCLUDED_SCHEMA
-    )
-    return FrozenShard(rows.select(schema.names).take(pa.array(order, pa.int64())).cast(schema), left_out)
+    people = people.combine_chunks()
+    halves = _halves(people, "address_hash")
+    order = _by_person(halves, people.column("contact_id").to_numpy())
+    sorted_halves = halves[order]
+    reasons = np.zeros(len(order), np.int32)
+    reasons[1:][(sorted_halves[1:] == sorted_halves[:-1]).all(axis=1)] = int(ExclusionReason.DUPLICATE)
+    if barred or at_cap:
+        for place, person in enumerate(_taken(people, "address_hash", order)):
+            capped = ExclusionReason.FREQUENCY_CAP if person in at_cap else 0
+            reasons[place] |= int(barred.get(person, 0) | capped)
+    if already:
+        sent = [key in already for key in _taken(people, "message_key", order)]
+        reasons[np.array(sent, bool)] |= int(ExclusionReason.ALREADY_SENT)
+    kept = order[reasons == 0]
+    spread = interleave(people.column("provider").take(kept), people.column("domain").take(kept), halves[kept, 1])
+    return FrozenShard(people.take(kept[spread]), _dropped(people, order, reasons))
+
+
+def bytes_of(values: "pa.Array[Any]") -> memoryview:
+    """Of a binary(16) column without NULL: 16 bytes for each row, end to end."""
+    data = values.buffers()[1]
+    return memoryview(data or b"")[16 * values.offset : 16 * (values.offset + len(values))]
 
 
 def column_of(table: pa.Table, name: str) -> list[Any]:
@@ -82,27 +68,74 @@ def column_of(table: pa.Table, name: str) -> list[Any]:
     return table.column(name).to_pylist()
 
 
-def variant_of(key: bytes, bounds: Sequence[int]) -> int:
-    """Index of the variant that a message key falls to; ``bounds`` are the accumulated weights. The same for ever."""
-    point = int.from_bytes(key[:8], "big") * bounds[-1] >> 64
-    return next(index for index, bound in enumerate(bounds) if point < bound)
+def variants_of(keys: bytes, bounds: Sequence[int]) -> NDArray[np.int8]:
+    """Index of the variant that each message key (16 bytes) falls to; ``bounds`` are the accumulated weights.
 
-
-def interleave(providers: Sequence[str]) -> list[int]:
-    """An order of the rows in which each provider is spread evenly, so that none comes in a long run.
-
-    Row r of a provider with n rows stands at (r + ½) / n of the way; ties go by provider.
+    A key's first 8 bytes are a point between 0 and 1, which is scaled to the sum of all weights. The same for ever.
     """
-    total: dict[str, int] = {}
-    for provider in providers:
-        total[provider] = total.get(provider, 0) + 1
-    seen = dict.fromkeys(total, 0)
-    names = sorted(total)
-    rank = {name: n for n, name in enumerate(names)}
-    at = np.empty(len(providers), np.float64)
-    tie = np.empty(len(providers), np.int64)
-    for place, provider in enumerate(providers):
-        at[place] = (seen[provider] + 0.5) / total[provider]
-        tie[place] = rank[provider]
-        seen[provider] += 1
-    return [int(n) for n in np.lexsort((tie, at))]
+    points = np.frombuffer(keys, ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+    if len(bounds) == 1:
+        return np.zeros(len(points), np.int8)
+    total, half = np.uint64(bounds[-1]), np.uint64(32)
+    low = points & np.uint64(0xFFFF_FFFF)
+    scaled = ((points >> half) * total + (low * total >> half)) >> half  # of 96 bits; MAX_WEIGHTS keeps it below 64
+    return np.searchsorted(np.array(bounds, np.uint64), scaled, side="right").astype(np.int8)
+
+
+def interleave(
+    providers: "pa.ChunkedArray[Any]", domains: "pa.ChunkedArray[Any]", salt: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """An order of the rows in which no provider, and no domain of a provider, comes in a long run.
+
+    Row r of a provider with n rows stands at (r + ½) / n of the way; ties go by provider. Its rows are numbered so that
+    those of each domain are spread likewise, but for the ½: there the domain's first row has its ``salt``, a number of
+    its own and as good as random. Else all domains with one row would meet in the middle.
+    """
+    provider, domain = _codes(providers), _codes(domains)
+    rank, size, first = _places(domain, np.arange(len(domain)))
+    within = (rank + salt[first] / 2.0**64) / size
+    by_domain = np.lexsort((within, provider))
+    rank, size, _ = _places(provider, by_domain)
+    return np.lexsort((provider, (rank + 0.5) / size))
+
+
+def _codes(values: "pa.ChunkedArray[Any]") -> NDArray[np.int64]:
+    """The place of each value among the distinct ones, sorted."""
+    encoded = values.combine_chunks().dictionary_encode()
+    names: list[Any] = encoded.dictionary.to_pylist()
+    place = np.empty(len(names), np.int64)
+    place[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+    codes: NDArray[np.int64] = place[encoded.indices.to_numpy()]
+    return codes
+
+
+def _places(
+    group: NDArray[np.int64], order: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """For each row: its rank in its group as ``order`` goes, the group's size, and the group's first row."""
+    sorted_rows = order[np.argsort(group[order], kind="stable")]
+    sizes = np.bincount(group)
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(len(group), np.int64)
+    rank[sorted_rows] = np.arange(len(group)) - np.repeat(starts, sizes)
+    return rank, sizes[group], sorted_rows[starts[group]] if len(group) else sorted_rows
+
+
+def _by_person(halves: NDArray[np.uint64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.lexsort((ids, halves[:, 1], halves[:, 0]))
+
+
+def _halves(table: pa.Table, name: str) -> NDArray[np.uint64]:
+    """A binary(16) column without NULL as two numbers a row that sort as the bytes do."""
+    return np.frombuffer(bytes_of(table.column(name).combine_chunks()), ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _taken(table: pa.Table, name: str, rows: NDArray[np.int64]) -> list[bytes]:
+    values: list[Any] = table.column(name).take(rows).to_pylist()
+    return values
+
+
+def _dropped(people: pa.Table, order: NDArray[np.int64], reasons: NDArray[np.int32]) -> pa.Table:
+    out = reasons != 0
+    rows = people.select(["contact_id", "address_hash"]).take(order[out])
+    return rows.append_column(EXCLUDED_SCHEMA.field("reasons"), pa.array(reasons[out])).cast(EXCLUDED_SCHEMA)

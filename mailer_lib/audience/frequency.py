@@ -11,18 +11,20 @@ Tests don't count. The people are kept in a DuckDB file beside the snapshot that
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, or_, select
 
+from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.audience.plan import FrequencyCap, SnapshotError, SnapshotPlan
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import S3Path, StorePath, at_once, store
 from mailer_lib.terms import Outcome, SendMode, SendState, SnapshotState
 
 DEFAULT_CLASS = "marketing"
@@ -52,9 +54,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class Counting:
-    """What a cap counts: ``shards`` of other sends below ``storage``, and their ledgers' outcomes after ``since``."""
+    """What a cap counts: ``shards`` of other sends below ``store``, and their ledgers' outcomes after ``since``."""
 
-    storage: Path
+    store: StorePath
     cap: FrequencyCap
     since: datetime
     shards: Sequence[Counted]
@@ -69,6 +71,7 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
     cap = plan.inputs.exclude.frequency_cap
     if cap is None:
         return None
+    since = plan.as_of - timedelta(cap.days)
     rows = connection.execute(
         select(
             snapshots.c.id,
@@ -78,7 +81,6 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
             shards.c.rows,
             shards.c.next_row,
             sends.c.state,
-            sends.c.finished_at,
             campaigns.c.definition["class"].as_string().label("campaign_class"),
         )
         .join_from(shards, snapshots, shards.c.snapshot_id == snapshots.c.id)
@@ -88,17 +90,16 @@ def counting_of(connection: Connection, settings: Settings, plan: SnapshotPlan) 
             sends.c.id != plan.send_id,
             sends.c.mode == SendMode.SEND,
             snapshots.c.state == SnapshotState.PUBLISHED,
+            or_(sends.c.state.in_(_UNDER_WAY), sends.c.finished_at.is_(None), sends.c.finished_at >= since),
         )
         .order_by(shards.c.id)
     )
-    since = plan.as_of - timedelta(cap.days)
     found: list[Counted] = []
     for row in rows:
         live = row.state in _UNDER_WAY
-        recent = live or row.finished_at is None or row.finished_at >= since
-        if recent and (row.campaign_class or DEFAULT_CLASS) == cap.campaign_class:
+        if (row.campaign_class or DEFAULT_CLASS) == cap.campaign_class:
             found.append(Counted(row.id, row.folder, row.path, row.number, row.rows if live else row.next_row))
-    return Counting(settings.storage, cap, since, found)
+    return Counting(store(settings), cap, since, found)
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,19 @@ def people_at_cap(building: Path, counting: Counting | None, shard_count: int) -
         connection.execute("SET temp_directory = $work", {"work": work})
         connection.execute("SET threads = 1")
         connection.execute("SET preserve_insertion_order = false")
-        _count(connection, counting, shard_count)
+        _count(connection, counting, shard_count, Path(work))
         yield AtCap(connection)
 
 
-def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_count: int) -> None:
-    folders = [counting.storage / each.folder for each in counting.shards]
+def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_count: int, work: Path) -> None:
+    folders = [_at_hand(counting, each.folder, work) for each in counting.shards]
     files = [str(folder / each.path) for folder, each in zip(folders, counting.shards, strict=True)]
-    for file in files:
+    for file, each in zip(files, counting.shards, strict=True):
         if not Path(file).exists():
-            raise SnapshotError(f"{file} is missing, so the frequency cap can't be counted; restore the snapshot store")
+            missing = counting.store / each.folder / each.path
+            raise SnapshotError(
+                f"{missing} is missing, so the frequency cap can't be counted; restore the snapshot store"
+            )
     known: dict[str, list[str] | list[int]] = {
         "file": files,
         "folder": [str(folder) for folder in folders],
@@ -159,7 +163,7 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
     connection.execute(_OUTCOME)
     ledgers = sorted(str(path) for folder in set(folders) for path in (folder / "ledgers").glob("*.ledger"))
     if ledgers:
-        connection.execute(_OUTCOMES, {"ledgers": ledgers})
+        connection.execute(f"INSERT INTO outcome {FINAL_ROWS}", {"ledgers": ledgers})
     connection.execute(
         _AT_CAP,
         {
@@ -172,21 +176,26 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
     )
 
 
-_OUTCOME = "CREATE TEMP TABLE outcome (folder VARCHAR, number INTEGER, row BIGINT, outcome VARCHAR, t BIGINT)"
+def _at_hand(counting: Counting, folder: str, work: Path) -> Path:
+    """A snapshot's folder as DuckDB can read it. Of a store on S3: copies of its counted shards and ledgers."""
+    source, own = counting.store / folder, work / folder
+    if isinstance(source, Path):
+        return source
+    if not own.exists():
+        files = [source / each.path for each in counting.shards if each.folder == folder]
+        files += [*source.glob("ledgers/*.ledger")]
+        for path in files:
+            (own / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
 
-# Final records only (docs/architecture.md, "Ledger"); the name of a ledger says whose shard it is.
-_OUTCOMES = r"""
-INSERT INTO outcome
-SELECT regexp_extract(filename, '^(.*)/ledgers/', 1),
-       CAST(regexp_extract(filename, '/([0-9]+)\.p[0-9]+\.e[0-9]+\.ledger$', 1) AS INTEGER),
-       CAST(place AS BIGINT), outcome, CAST(t AS BIGINT)
-FROM read_csv($ledgers, delim = '\t', header = false, quote = '', escape = '', auto_detect = false, null_padding = true,
-              filename = true, columns = {
-                  'kind': 'VARCHAR', 'place': 'VARCHAR', 'outcome': 'VARCHAR', 'code': 'VARCHAR', 'enhanced': 'VARCHAR',
-                  'queue_id': 'VARCHAR', 'conn': 'VARCHAR', 'variant': 'VARCHAR', 'provider': 'VARCHAR', 't': 'VARCHAR',
-                  'text': 'VARCHAR', 'crc': 'VARCHAR'})
-WHERE kind = 'O'
-"""
+        def copy(path: S3Path) -> None:
+            with suppress(FileNotFoundError):  # named by whoever looks for it
+                (own / path.relative_to(source)).write_bytes(path.read_bytes())
+
+        at_once(copy, files)
+    return own
+
+
+_OUTCOME = "CREATE TEMP TABLE outcome (folder VARCHAR, number INTEGER, row BIGINT, outcome VARCHAR, t BIGINT)"
 
 # Ordered by shard, so that a look-up for one shard reads only its part.
 _AT_CAP = """

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mailer_lib.audience.behaviour_operands import KEYS
 from mailer_lib.audience.catalogue import CONTACT_FIELDS, SUITED, FieldKind, Operator
 from mailer_lib.audience.operands import MAX_DAYS, MAX_TEXT, RELATIVE
 from mailer_lib.audience.rules import MAX_SAMPLE, MAX_SEED, MAX_VALUES, VERSION
@@ -80,7 +81,8 @@ def schema() -> dict[str, Any]:
                 },
                 "anyOf": [_fields(kind) for kind in FieldKind],
             },
-            **{f"{kind}-operation": {"anyOf": _operations(kind)} for kind in FieldKind},
+            **{f"{kind}-operation": {"anyOf": _operations(kind)} for kind in FieldKind if kind in _VALUES},
+            f"{FieldKind.BEHAVIOUR}-operation": {"anyOf": _behaviour_operations()},
         },
     }
 
@@ -113,6 +115,37 @@ def _fields(kind: FieldKind) -> dict[str, Any]:
         named.append({"pattern": rf"^subscription\..+\.{_SUBSCRIPTION[kind]}$"})
     named = [each for each in named if each.get("enum") != []]
     return {"properties": {"field": {"anyOf": named}}, "$ref": f"#/$defs/{kind}-operation"}
+
+
+def _behaviour_operations() -> list[dict[str, Any]]:
+    """``behaviour_operands.py``: an object that says how often, where and when; or how often alone."""
+    whole = {"type": ["integer", "number", "string"]}
+    moment = {"type": ["string", "null"], "description": "a day (the whole one), or a moment with its offset from UTC"}
+    said = {
+        "times": {**whole, "description": "how often; a whole number"},
+        "campaign": {"type": ["string", "null"], "description": "a campaign, or an edition: name#edition"},
+        "withinDays": {**whole, "description": "today and so many days before it"},
+        "from": moment,
+        "to": moment,
+        "includeMachine": {"type": "boolean", "default": False, "description": "proxies and scanners too"},
+    }
+    assert said.keys() == set(KEYS)
+    shape = {"type": "object", "additionalProperties": False}
+    timeless = {key: value for key, value in said.items() if key != "times"}
+    existence = [{**shape, "properties": timeless}, {"enum": [None, ""]}]
+    counted = [{**shape, "properties": said, "required": ["times"]}, whole]
+    suited = SUITED[FieldKind.BEHAVIOUR]
+
+    def named(operators: frozenset[Operator]) -> dict[str, Any]:
+        return {"enum": [str(operator) for operator in Operator if operator in operators & suited]}
+
+    return [
+        {"properties": {"operator": named(_EXISTENCE), "value": {"anyOf": existence}}},
+        {
+            "required": ["value"],
+            "properties": {"operator": named(suited - _EXISTENCE), "value": {"anyOf": counted}},
+        },
+    ]
 
 
 def _operations(kind: FieldKind) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 import hashlib
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mailer_lib.audience.plan import Exclude, SnapshotError
+from mailer_lib.shard.store import StorePath
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -101,7 +101,7 @@ class Manifest(_Part):
         return self.model_dump_json(indent=1, exclude=None if self.amendments else {"amendments"}).encode()
 
 
-def load(folder: Path) -> Manifest:
+def load(folder: StorePath) -> Manifest:
     """The manifest of a snapshot's folder (or the file itself).
 
     Raises:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, TypeAlias
 
+from mailer_lib.audience.behaviour import Occurrence
 from mailer_lib.audience.catalogue import Catalogue, Field, FieldKind, Operator, suggestion
 
 MAX_TEXT = 1_000
@@ -22,7 +23,11 @@ _WHOLE_YEAR = 365  # days ahead that reach every anniversary
 
 
 class OperandError(ValueError):
-    """A value that can't stand there; the sentence goes behind its JSON path."""
+    """A value that can't stand there; the sentence goes behind its JSON path, and ``at`` behind that of the value."""
+
+    def __init__(self, text: str, at: str = "") -> None:
+        super().__init__(text)
+        self.at = at
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Span:
     end: datetime
 
 
-Value: TypeAlias = str | float | bool | Span | int
+Value: TypeAlias = str | float | bool | Span | int | Occurrence
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,13 @@ def read_operand(catalogue: Catalogue, clock: Clock, field: Field, operator: Ope
                 raise OperandError(f"must be a day like 2026-11-24, not {show(raw)}")
             return day.isoformat()
         case FieldKind.INSTANT:
-            return _span(clock, raw)
+            return span_of(clock, raw)
         case FieldKind.LIST:
             if not isinstance(raw, str) or raw not in catalogue.lists:
                 raise OperandError(f"there is no list {show(raw)}{suggestion(raw, catalogue.lists)}")
             return catalogue.lists[raw]
-        case FieldKind.CRITERIA:
-            raise AssertionError("criteria are read by rules.py")
+        case FieldKind.CRITERIA | FieldKind.BEHAVIOUR:
+            raise AssertionError("criteria are read by rules.py, behaviour by behaviour_operands.py")
 
 
 def read_days(clock: Clock, field: Field, operator: Operator, raw: Any) -> tuple[Value, ...]:
@@ -102,7 +107,7 @@ def read_days(clock: Clock, field: Field, operator: Operator, raw: Any) -> tuple
         OperandError: no such number of days.
     """
     most = _WHOLE_YEAR if operator == Operator.ANNIVERSARY else MAX_DAYS
-    days = _whole(raw)
+    days = read_whole(raw)
     if days is None or not 0 <= days <= most:
         raise OperandError(f"must be a whole number of days, 0 to {most}, not {show(raw)}")
     if operator == Operator.ANNIVERSARY:
@@ -125,8 +130,8 @@ def _anniversaries(today: date, days: int) -> tuple[str, str]:
     return begin, "02-29" if end == "02-28" and short_year else end
 
 
-def _whole(raw: Any) -> int | None:
-    """A number as number inputs write it too."""
+def read_whole(raw: Any) -> int | None:
+    """A whole number, as number inputs write it too; None for anything else."""
     try:
         number = _number(raw)
     except OperandError:
@@ -164,7 +169,12 @@ def _number(raw: Any) -> float:
     return number
 
 
-def _span(clock: Clock, raw: Any) -> Span:
+def span_of(clock: Clock, raw: Any) -> Span:
+    """A day of the clock's zone, or a moment.
+
+    Raises:
+        OperandError: it is neither.
+    """
     day = _day(raw)
     if day is not None:
         return clock.span_of(day)

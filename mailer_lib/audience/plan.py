@@ -9,18 +9,21 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import S3Path, StorePath
 from mailer_lib.terms import AttributeType
 
 FORMAT = 1
 MAX_RANGES = 1024  # Airflow maps a task at most 1,024 times
 PLAN_FILE = "plan.json"
+_P = TypeVar("_P", Path, S3Path)
 _BUILDING = ".building-"
 MAX_VARIANTS = 127  # int8
+MAX_WEIGHTS = 2**31  # all together: freezing.variants_of multiplies in 64 bits
 
 
 class SnapshotError(RuntimeError):
@@ -143,11 +146,11 @@ def edition_folder(settings: Settings, campaign: str, edition: str) -> Path:
     return settings.storage / "snapshots" / campaign / edition
 
 
-def building_folder(edition: Path, phase: int) -> Path:
+def building_folder(edition: _P, phase: int) -> _P:
     return edition / f"{_BUILDING}{phase}"
 
 
-def load_plan(path: Path) -> SnapshotPlan:
+def load_plan(path: StorePath) -> SnapshotPlan:
     """Read ``plan.json``; where ``.building-<phase>`` was published meanwhile, the one in ``<phase>``.
 
     Raises:
@@ -186,11 +189,12 @@ def shard_count(matching: int, shard_rows: int) -> int:
 
 def check_weights(weights: Sequence[int]) -> tuple[int, ...]:
     """Raises:
-    SnapshotError: no variant, too many, a negative weight, or none above 0.
+    SnapshotError: no variant, too many, a negative weight, none above 0, or too much together.
     """
-    if not 1 <= len(weights) <= MAX_VARIANTS or min(weights) < 0 or sum(weights) == 0:
+    if not 1 <= len(weights) <= MAX_VARIANTS or min(weights) < 0 or not 0 < sum(weights) < MAX_WEIGHTS:
         raise SnapshotError(
-            f"the weights of the variants are {list(weights)}: 1 to {MAX_VARIANTS} whole numbers, one above 0"
+            f"the weights of the variants are {list(weights)}: 1 to {MAX_VARIANTS} whole numbers, one above 0, "
+            f"together less than {MAX_WEIGHTS}"
         )
     return tuple(weights)
 

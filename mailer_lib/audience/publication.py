@@ -3,14 +3,15 @@
     1  shard=NNNN/, excluded/, manifest.json are written below .building-<phase>, fsynced (``assembly.py``)
     2  .building-<phase> is renamed to <phase>
     3  snapshots.state = published and a row for each shard, in one transaction
-    4  the ranges are removed
+    4  the ranges, and the people that behaviour rules were staged from, are removed
+
+With a store on S3 the files go there between 2 and 3, under a name of their own (``sharing.py``).
 
 Until the database says PUBLISHED nothing here counts: a publication that broke off, wherever, is done over from the
 ranges, with the ``already`` of today. A lock in the edition's folder keeps two processes from publishing it at once.
 """
 
 import fcntl
-import shutil
 from collections.abc import Collection, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from sqlalchemy import Engine, insert, select, update
 
 from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience import sharing
 from mailer_lib.audience.assembly import assemble
 from mailer_lib.audience.files import sync_folder
 from mailer_lib.audience.frequency import counting_of
@@ -26,6 +28,7 @@ from mailer_lib.audience.plan import SnapshotError, SnapshotPlan, edition_folder
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import shards, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import ShardState, SnapshotState
 
 
@@ -39,23 +42,39 @@ def publish(engine: Engine, settings: Settings, plan: SnapshotPlan, already: Col
         SnapshotError: a range is missing or damaged, or the snapshot was discarded.
     """
     with _lock(plan, settings):
-        final = plan.published_folder(settings)
         if _state(engine, plan) == SnapshotState.PUBLISHED:
-            made = manifests.load(final)
+            path = sharing.published_path(engine, plan)
+            assert path is not None
+            made = manifests.load(store(settings) / path)
         else:
             keys = already if isinstance(already, Set) else frozenset(already)
-            made, counted = _assembled(engine, settings, plan, keys, final)
-            while not _record(engine, settings, plan, made, counted):
-                made, counted = _assembled(engine, settings, plan, keys, final)
-        shutil.rmtree(final / "ranges", ignore_errors=True)
+            made, path = _published(engine, settings, plan, keys)
+        sharing.clear(settings, plan, path)
         return made
+
+
+def _published(engine: Engine, settings: Settings, plan: SnapshotPlan, already: Set[bytes]) -> tuple[Manifest, str]:
+    """Manifest and place, once the database has them."""
+    final = plan.published_folder(settings)
+    while True:
+        reopen(plan.folder(settings), final)
+        sharing.take_ranges(settings, plan)
+        made, counted = _assembled(engine, settings, plan, already, final)
+        path = sharing.give_snapshot(settings, plan, made)
+        try:
+            recorded = _record(engine, settings, plan, made, counted=counted, path=path)
+        except SnapshotError:
+            sharing.take_back(settings, path)
+            raise
+        if recorded:
+            return made, path
+        sharing.take_back(settings, path)
 
 
 def _assembled(
     engine: Engine, settings: Settings, plan: SnapshotPlan, already: Set[bytes], final: Path
 ) -> tuple[Manifest, frozenset[int]]:
     """The files, in their final place; and the other snapshots that a frequency cap counted."""
-    reopen(plan.folder(settings), final)
     with read(engine) as connection:
         counting = counting_of(connection, settings, plan)
     made = assemble(settings, plan, already, counting)
@@ -89,7 +108,9 @@ def _state(engine: Engine, plan: SnapshotPlan) -> SnapshotState:
     return SnapshotState(state)
 
 
-def _record(engine: Engine, settings: Settings, plan: SnapshotPlan, made: Manifest, counted: Set[int]) -> bool:
+def _record(
+    engine: Engine, settings: Settings, plan: SnapshotPlan, made: Manifest, *, counted: Set[int], path: str
+) -> bool:
     """All that makes the shards leasable, in one transaction.
 
     False, with nothing done, when a send that the frequency cap has to count was published since it was counted: of two
@@ -98,6 +119,7 @@ def _record(engine: Engine, settings: Settings, plan: SnapshotPlan, made: Manife
     mine = (snapshots.c.send_id == plan.send_id, snapshots.c.phase == plan.phase)
     values = {
         "state": SnapshotState.PUBLISHED,
+        "path": path,
         "manifest_sha256": manifests.sha256(made),
         "frozen": made.counts.frozen,
         "excluded": made.counts.excluded,

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from sqlalchemy import Connection, select
 
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.database.schema import campaigns, sends, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import StorePath, store
 from mailer_lib.terms import SnapshotState
 
 
@@ -16,7 +16,7 @@ from mailer_lib.terms import SnapshotState
 class PublishedSnapshot:
     send: str  # campaign#edition
     phase: int
-    folder: Path
+    folder: StorePath
     manifest_sha256: str
     frozen: int
     excluded: int
@@ -36,7 +36,7 @@ def published(connection: Connection, settings: Settings, campaign: str, edition
         PublishedSnapshot(
             send=f"{campaign}#{edition}",
             phase=row.phase,
-            folder=settings.storage / row.path,
+            folder=store(settings) / row.path,
             manifest_sha256=row.manifest_sha256,
             frozen=row.frozen,
             excluded=row.excluded,

@@ -7,49 +7,46 @@
 A range is read in a stream and written in runs of at most ``RUN_ROWS`` rows, so its size doesn't matter to memory.
 """
 
-import json
+import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, literal, select
 from sqlalchemy.types import LargeBinary
 
-from mailer_lib.audience import catalogue
+from mailer_lib.audience import behaviour_sets, catalogue
 from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.behaviour import Behaviour
+from mailer_lib.audience.behaviour_sets import FrozenPeople
 from mailer_lib.audience.criteria import where
 from mailer_lib.audience.exclusions import Exclusions, by_suppression, exclusions, seed_exclusions
 from mailer_lib.audience.expressions import field_expression
-from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
-from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
+from mailer_lib.audience.files import replace_file, sync_folder
 from mailer_lib.audience.manifest import MANIFEST_FILE, RangeRead
+from mailer_lib.audience.people import BARRED_SCHEMA, Freezing, split
 from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
-from mailer_lib.audience.rules import parse
-from mailer_lib.audience.sampling import held
+from mailer_lib.audience.rules import Group, behaviours, parse
+from mailer_lib.audience.sampling import excluded_group, held
 from mailer_lib.contacts.address import AddressError, normalise
 from mailer_lib.contacts.providers import provider_of
-from mailer_lib.database.engine import now, read
+from mailer_lib.database.bulk_read import ahead, read_blocks
+from mailer_lib.database.engine import now, read, snapshot
 from mailer_lib.database.schema import contacts, domain_suppressions, seed_addresses
 from mailer_lib.settings import Settings
-from mailer_lib.shard.files import shard_schema
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
-from mailer_lib.terms import AttributeType, ExclusionReason
+from mailer_lib.terms import ExclusionReason
 
-FETCH_ROWS = 4096
 RUN_ROWS = 65_536
 DONE_FILE = "done.json"
-
-_SHARD = pa.field("shard", pa.uint32(), nullable=False)
-_AT_PUBLICATION = frozenset({"message_key", "variant"})
 
 
 class RunFile(BaseModel):
@@ -65,6 +62,7 @@ class RangeDone(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: Literal[2]  # 1 had neither message key nor variant
     index: int
     first: int
     last: int
@@ -90,9 +88,9 @@ class RangeDone(BaseModel):
         )
 
 
-def people_schema(attributes: Mapping[str, AttributeType]) -> pa.Schema:
-    """A shard's columns, but for those that publication adds."""
-    return pa.schema([f for f in shard_schema(attributes) if f.name not in _AT_PUBLICATION])
+def freezing_of(plan: SnapshotPlan, settings: Settings) -> Freezing:
+    send_key = settings.identity().send_key(plan.campaign, plan.edition)
+    return Freezing(plan.inputs.attributes, plan.shards, send_key, plan.inputs.weights)
 
 
 def range_folder(plan: SnapshotPlan, settings: Settings, index: int) -> Path:
@@ -138,15 +136,15 @@ def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: i
 
 def _write_range(engine: Engine, settings: Settings, plan: SnapshotPlan, ids: IdRange, folder: Path) -> RangeDone:
     read_at, started = now(), time.monotonic()
-    schema = people_schema(plan.inputs.attributes)
-    selected = _Runs(folder, "rows", pa.schema([_SHARD, *schema]))
-    excluded = _Runs(folder, "excluded", pa.schema([_SHARD, *EXCLUDED_SCHEMA]))
-    with read(engine) as connection:
-        for rows in _people(connection, settings, plan, ids):
-            people, barred = _split(rows, schema, plan.shards)
-            selected.add(people)
-            excluded.add(barred)
+    freezing = freezing_of(plan, settings)
+    selected = _Runs(folder, "rows", freezing.selected)
+    excluded = _Runs(folder, "excluded", BARRED_SCHEMA)
+    for rows in ahead(lambda: _people(engine, settings, plan, ids, freezing.read)):
+        people, barred = split(rows, freezing)
+        selected.add(people)
+        excluded.add(barred)
     made = RangeDone(
+        format=2,
         index=ids.index,
         first=ids.first,
         last=ids.last,
@@ -176,7 +174,7 @@ def _adopt(temporary: Path, folder: Path, done: RangeDone) -> RangeDone:
 
 
 def _columns(plan: SnapshotPlan, reasons: ColumnElement[int]) -> list[ColumnElement[Any]]:
-    """In the order of ``people_schema``, the reasons last. ``address`` is as given, made deliverable by ``_split``."""
+    """In the order of ``Freezing.read``."""
     known = catalogue.Catalogue(plan.inputs.attributes).fields
     used = [known[f"{ATTRIBUTE_PREFIX}{key}"] for key in sorted(plan.inputs.attributes)]
     c = contacts.c
@@ -185,38 +183,59 @@ def _columns(plan: SnapshotPlan, reasons: ColumnElement[int]) -> list[ColumnElem
     return [*base, *names, *(field_expression(f).label(f.name) for f in used), reasons.label("reasons")]
 
 
-def range_statement(plan: SnapshotPlan, known: catalogue.Catalogue, ids: IdRange) -> Select[Any]:
-    """Everybody of one range who matches, barred or not."""
-    exclude = plan.inputs.exclude
-    frozen = replace(known, criteria={**plan.inputs.references, **exclude.references})
-    barred = exclusions(plan.inputs.list_id, held(exclude, frozen, plan.thresholds, now=plan.as_of))
-    picked = where(parse(plan.inputs.rules, frozen, now=plan.as_of), plan.thresholds)
-    return (
-        select(*_columns(plan, barred.reasons))
-        .select_from(barred.people)
-        .where(contacts.c.id.between(ids.first, min(ids.last, plan.max_contact_id)), picked)
-    )
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan asks of its ranges, with the trees that it froze."""
+
+    known: catalogue.Catalogue
+    picked: Group
+    left_out: Group | None
+
+    @classmethod
+    def of(cls, plan: SnapshotPlan, known: catalogue.Catalogue) -> "_Asked":
+        exclude = plan.inputs.exclude
+        frozen = replace(known, criteria={**plan.inputs.references, **exclude.references})
+        left_out = excluded_group(exclude, frozen, now=plan.as_of) if exclude.criteria else None
+        return cls(frozen, parse(plan.inputs.rules, frozen, now=plan.as_of), left_out)
+
+    @property
+    def behaviours(self) -> tuple[Behaviour, ...]:
+        return behaviours(*(group for group in (self.picked, self.left_out) if group is not None))
+
+
+def people_statement(plan: SnapshotPlan, known: catalogue.Catalogue) -> Select[Any]:
+    """Everybody who matches, barred or not, whatever the id; what they did must be staged."""
+    asked = _Asked.of(plan, known)
+    barred = exclusions(plan.inputs.list_id, held(plan.inputs.exclude, asked.known, plan.thresholds, now=plan.as_of))
+    picked = where(asked.picked, plan.thresholds)
+    return select(*_columns(plan, barred.reasons)).select_from(barred.people).where(picked)
 
 
 def _people(
-    connection: Connection, settings: Settings, plan: SnapshotPlan, ids: IdRange
-) -> Iterator[Sequence[Sequence[Any]]]:
+    engine: Engine, settings: Settings, plan: SnapshotPlan, ids: IdRange, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Blocks of ``schema``; a range is read as of one moment."""
     if plan.inputs.source == PlanSource.SEEDS:
-        yield from _seeds(connection, settings, plan)
+        with read(engine) as connection:
+            yield _seeds(connection, settings, plan, schema)
         return
-    statement = range_statement(plan, catalogue.load(connection), ids)
-    streaming = connection.execution_options(stream_results=True, yield_per=FETCH_ROWS)
-    yield from streaming.execute(statement).partitions()
+    frozen = FrozenPeople(plan.folder(settings) / behaviour_sets.FOLDER, ids)
+    with snapshot(engine) as connection:
+        known = catalogue.load(connection)
+        with behaviour_sets.staged(connection, _Asked.of(plan, known).behaviours, frozen):
+            statement, last = people_statement(plan, known), min(ids.last, plan.max_contact_id)
+            yield from read_blocks(connection, statement, schema, contacts.c.id, first=ids.first, last=last)
 
 
-def _seeds(connection: Connection, settings: Settings, plan: SnapshotPlan) -> Iterator[Sequence[Sequence[Any]]]:
-    """The seed list, as rows of ``_columns``: a contact of that address lends its fields, else only a name is known."""
+def _seeds(connection: Connection, settings: Settings, plan: SnapshotPlan, schema: pa.Schema) -> pa.RecordBatch:
+    """The seed list: a contact of that address lends its fields, else only a name is known."""
     identity, barred = settings.identity(), seed_exclusions(plan.inputs.list_id)
     seeds = connection.execute(
         select(seed_addresses.c.address, seed_addresses.c.given_name)
         .where(seed_addresses.c.list_name == plan.inputs.seed_list)
         .order_by(seed_addresses.c.address)
     ).all()
+    rows: list[list[Any]] = []
     for address, given_name in seeds:
         try:
             known = normalise(address)
@@ -231,7 +250,12 @@ def _seeds(connection: Connection, settings: Settings, plan: SnapshotPlan) -> It
             row = [0, address_hash, known.given, known.domain, provider, given_name, *nothing, reasons]
         elif row[5] is None:
             row[5] = given_name
-        yield [row]
+        rows.append(row)
+    columns = [
+        [None if v is None else bool(v) for v in values] if pa.types.is_boolean(f.type) else values
+        for values, f in zip(zip(*rows, strict=True), schema, strict=True)
+    ]
+    return pa.record_batch([pa.array(v, f.type) for v, f in zip(columns, schema, strict=True)], schema=schema)
 
 
 def _seed_contact(
@@ -250,39 +274,6 @@ def _stranger_reasons(connection: Connection, list_id: int, address_hash: bytes,
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-
-def shard_numbers(hashes: Sequence[bytes], shards: int) -> NDArray[np.uint32]:
-    """First four bytes of each address hash, big-endian, mod ``shards``."""
-    prefix = np.frombuffer(b"".join(hashes), dtype=">u4").reshape(-1, 4)[:, 0]
-    return (prefix % shards).astype(np.uint32)
-
-
-def _split(rows: Sequence[Sequence[Any]], schema: pa.Schema, shards: int) -> tuple[pa.Table, pa.Table]:
-    """Selected people and excluded ones of a batch, each with its shard."""
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    *values, reasons = columns
-    address = schema.get_field_index("address")
-    for place, given in enumerate(values[address]):
-        try:
-            values[address][place] = normalise(given).deliverable
-        except AddressError:
-            reasons[place] |= ExclusionReason.INVALID_ADDRESS
-    hashes = values[schema.get_field_index("address_hash")]
-    for place, column in enumerate(schema):
-        if pa.types.is_boolean(column.type):
-            values[place] = [None if v is None else bool(v) for v in values[place]]
-        elif pa.types.is_list(column.type):
-            values[place] = [None if v is None else json.loads(v) for v in values[place]]
-    shard = pa.array(shard_numbers(hashes, shards))
-    mask = np.asarray(reasons, dtype=np.int32)
-    arrays = [pa.array(v, column.type) for v, column in zip(values, schema, strict=True)]
-    people = pa.table([shard, *arrays], schema=pa.schema([_SHARD, *schema]))
-    ids = people.column("contact_id")
-    barred = pa.table(
-        [shard, ids, people.column("address_hash"), pa.array(mask)], schema=pa.schema([_SHARD, *EXCLUDED_SCHEMA])
-    )
-    return people.filter(pa.array(mask == 0)), barred.filter(pa.array(mask != 0))
 
 
 @dataclass
@@ -309,11 +300,13 @@ class _Runs:
         return tuple(self._files)
 
     def _flush(self) -> None:
-        table = pa.concat_tables(self._waiting).sort_by("shard").combine_chunks()
-        path = self.folder / f"{self.name}-{len(self._files)}.arrow"
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        order = np.argsort(table.column("shard").to_numpy(), kind="stable")
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self.schema) as writer:
-            writer.write_table(table)
-        replace_file(path, sink.getvalue().to_pybytes())
-        self._files.append(RunFile(name=path.name, rows=table.num_rows, sha256=sha256_of(path)))
+            writer.write_table(table.take(order).combine_chunks())
+        data = sink.getvalue()
+        path = self.folder / f"{self.name}-{len(self._files)}.arrow"
+        replace_file(path, data)
+        self._files.append(RunFile(name=path.name, rows=table.num_rows, sha256=hashlib.sha256(data).hexdigest()))
         self._waiting, self._rows = [], 0

@@ -25,17 +25,22 @@ complement. So ``tier != gold`` leaves out who has no tier, and ``not (tier = go
 list is never missing: ``list != x`` is everybody without a subscription to x. In a list of texts, ``contains`` looks
 for one item, ``in`` for any of some, ``notIn`` for none of them.
 
+What people did (``behaviour.sent``, ``.opened``, ``.clicked``, ``.bounced``) has an object for its value:
+``behaviour_operands.py``.
+
 Everybody is ``{"combinator": "and", "rules": []}``; an empty group anywhere else is an error, because some tools read
 it as "everybody" and some as "nobody".
 """
 
 import zoneinfo
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from fractions import Fraction
 from typing import Any
 
+from mailer_lib.audience.behaviour import Behaviour, Occurrence
+from mailer_lib.audience.behaviour_operands import read_behaviour
 from mailer_lib.audience.catalogue import Catalogue, Field, FieldKind, Operator, suggestion
 from mailer_lib.audience.operands import RELATIVE, Clock, OperandError, Value, kind_of, read_days, read_operand, show
 
@@ -43,6 +48,7 @@ VERSION = 1
 MAX_DEPTH = 16  # groups within groups
 MAX_RULES = 500  # in the whole tree: SQLite's expressions nest at most 1,000 deep
 MAX_VALUES = 500  # of one in / notIn
+MAX_BEHAVIOURS = 20  # different ones in the whole tree: each is a table in the statement, and MariaDB joins 61
 MAX_ALL_VALUES = 20_000  # bound values of the tree; SQLite takes 32,766
 MAX_SEED = 64
 MAX_SAMPLE = 1_000_000_000
@@ -73,7 +79,7 @@ class CriteriaError(ValueError):
 @dataclass(frozen=True)
 class Rule:
     """``values``: none for null/notNull, two for between, one or more for in/notIn, else one. Lists are their ids;
-    relative dates are what they come to today (``operands.read_days``).
+    relative dates are what they come to today (``operands.read_days``); behaviour is one ``Occurrence``.
     """
 
     field: Field
@@ -113,7 +119,25 @@ def parse(tree: Any, catalogue: Catalogue, *, now: datetime | None = None, name:
     group = reader.document(tree, _Place(), (name,) if name else (), 1)
     if reader.problems or group is None:
         raise CriteriaError(reader.problems)
+    asked = len(behaviours(group))
+    if asked > MAX_BEHAVIOURS:
+        raise CriteriaError([Problem("$", f"it asks for {asked} different behaviours; {MAX_BEHAVIOURS} is the most")])
     return group
+
+
+def rules_of(group: Group) -> Iterator[Rule]:
+    """Every rule, those of other criteria too."""
+    for member in group.members:
+        if isinstance(member, Group):
+            yield from rules_of(member)
+        else:
+            yield member
+
+
+def behaviours(*groups: Group) -> tuple[Behaviour, ...]:
+    """The sets of people that these trees ask for, each once."""
+    values = (value for group in groups for rule in rules_of(group) for value in rule.values)
+    return tuple(dict.fromkeys(value.people for value in values if isinstance(value, Occurrence)))
 
 
 def references(tree: Any, catalogue: Catalogue) -> dict[str, Any]:
@@ -235,6 +259,8 @@ class _Reader:
         here = place.at(".value")
         if field.kind == FieldKind.CRITERIA:
             return self._other(operator, node.get("value"), here, depth)
+        if field.kind == FieldKind.BEHAVIOUR:
+            return self._behaviour(field, operator, node.get("value"), here)
         before = len(self.problems)
         values = self._operands(field, operator, node.get("value"), here)
         return Rule(field, operator, values) if len(self.problems) == before else None
@@ -251,6 +277,13 @@ class _Reader:
             return None
         made = self.document(self.catalogue.criteria[name], _Place("$", name, place), (*self.chain, name), depth + 1)
         return None if made is None else Group(True, operator == Operator.NE, (made,))
+
+    def _behaviour(self, field: Field, operator: Operator, raw: Any, place: _Place) -> Rule | None:
+        try:
+            return Rule(field, operator, (read_behaviour(self.catalogue, self.clock, field, operator, raw),))
+        except OperandError as error:
+            self.fail(place.at(error.at), str(error))
+            return None
 
     def _operands(self, field: Field, operator: Operator, raw: Any, place: _Place) -> tuple[Value, ...]:
         if operator in {Operator.NULL, Operator.NOT_NULL}:

@@ -5,6 +5,7 @@ For a percentage it is that part of all possible points; for a number it is the 
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from fractions import Fraction
@@ -12,13 +13,15 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, select
 
+from mailer_lib.audience.behaviour_sets import StoredPeople, staged
 from mailer_lib.audience.catalogue import Catalogue
 from mailer_lib.audience.criteria import where
 from mailer_lib.audience.exclusions import Held
 from mailer_lib.audience.expressions import sample_point
 from mailer_lib.audience.plan import Exclude
-from mailer_lib.audience.rules import Group, Sample, parse
+from mailer_lib.audience.rules import Group, Sample, behaviours, parse
 from mailer_lib.database.schema import contacts
+from mailer_lib.settings import Settings
 
 _POINTS = 1 << 256
 
@@ -38,16 +41,26 @@ def thresholds(connection: Connection, group: Group, last_id: int | None = None)
     return found
 
 
-def condition(
-    connection: Connection, tree: Any, catalogue: Catalogue, *, now: datetime, last_id: int | None = None
-) -> ColumnElement[bool]:
+@contextmanager
+def picking(
+    connection: Connection,
+    settings: Settings,
+    tree: Any,
+    catalogue: Catalogue,
+    *,
+    now: datetime,
+    last_id: int | None = None,
+) -> Iterator[ColumnElement[bool]]:
     """A tree as the condition that it sets on a row of ``contacts``, its samples included.
+
+    It can be asked on this connection while the block runs: behaviour is staged for it, as the store has it now.
 
     Raises:
         CriteriaError: what is wrong with the tree, with JSON paths.
     """
     group = parse(tree, catalogue, now=now)
-    return where(group, thresholds(connection, group, last_id))
+    with staged(connection, behaviours(group), StoredPeople(settings)):
+        yield where(group, thresholds(connection, group, last_id))
 
 
 def held(exclude: Exclude, known: Catalogue, thresholds: Mapping[str, str], *, now: datetime) -> Held:

@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
-from mailer_lib.audience import catalogue
+from mailer_lib.audience import behaviour_sets, behaviour_store, catalogue
 from mailer_lib.audience.counts import matching_statement
 from mailer_lib.audience.criteria import rules_sha256, where
 from mailer_lib.audience.files import replace_file, sync_folder
@@ -41,13 +41,14 @@ from mailer_lib.audience.plan import (
     used_attributes,
 )
 from mailer_lib.audience.publication import publish, reopen
-from mailer_lib.audience.ranges import build_range
-from mailer_lib.audience.rules import CriteriaError, parse
+from mailer_lib.audience.rules import CriteriaError, Group, behaviours, parse
 from mailer_lib.audience.rules import references as rules_references
 from mailer_lib.audience.sampling import excluded_group, thresholds
+from mailer_lib.audience.sharing import build_range, discard, give_plan, take_plan
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns, contacts, seed_addresses, sends, shards, snapshots
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import ShardState, SnapshotState
 
 __all__ = [
@@ -93,7 +94,8 @@ def plan_snapshot(
         exclude: whom the campaign leaves out.
 
     Raises:
-        SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out.
+        SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out, what
+            people did is asked for and can't be read.
         CriteriaError: the rules can't be used.
     """
     with read(engine) as connection:
@@ -113,19 +115,31 @@ def plan_snapshot(
         weights=check_weights(weights),
     )
 
-    def measure(connection: Connection, as_of: datetime) -> _Extent:
+    if behaviours(parse(rules, known), *_excluded(exclude, known)):
+        unread = behaviour_store.refresh(engine, settings).unread
+        if unread:
+            raise SnapshotError(f"what people did can't be read: {'; '.join(unread)}; restore the snapshot store")
+
+    def measure(connection: Connection, as_of: datetime, folder: Path) -> _Extent:
         first, last = connection.execute(select(func.min(contacts.c.id), func.max(contacts.c.id))).one()
         if last is None:
             return _Extent(0, 0, ())
-        group = parse(rules, known, now=as_of)
-        samples = thresholds(connection, group, int(last))
-        if exclude.criteria:
-            samples |= thresholds(connection, excluded_group(exclude, known, now=as_of), int(last))
-        matching = matching_statement(where(group, samples)).where(contacts.c.id <= last)
-        count = connection.execute(matching).scalar_one()
+        group, excluded = parse(rules, known, now=as_of), _excluded(exclude, known, now=as_of)
+        asked, frozen = behaviours(group, *excluded), folder / behaviour_sets.FOLDER
+        behaviour_sets.write_people(settings, asked, frozen)
+        with behaviour_sets.staged(connection, asked, behaviour_sets.FrozenPeople(frozen)):
+            samples: dict[str, str] = {}
+            for one in (group, *excluded):
+                samples |= thresholds(connection, one, int(last))
+            matching = matching_statement(where(group, samples)).where(contacts.c.id <= last)
+            count = connection.execute(matching).scalar_one()
         return _Extent(int(last), count, id_ranges(int(first), int(last), range_count(count)), samples)
 
     return _plan(engine, settings, send_id, inputs, measure)
+
+
+def _excluded(exclude: Exclude, known: catalogue.Catalogue, *, now: datetime | None = None) -> tuple[Group, ...]:
+    return (excluded_group(exclude, known, now=now),) if exclude.criteria else ()
 
 
 def _whole(exclude: Exclude, known: catalogue.Catalogue) -> Exclude:
@@ -178,7 +192,7 @@ def plan_seed_snapshot(
         weights=check_weights(weights),
     )
 
-    def measure(connection: Connection, as_of: datetime) -> _Extent:
+    def measure(connection: Connection, as_of: datetime, folder: Path) -> _Extent:
         last = connection.execute(select(func.coalesce(func.max(contacts.c.id), 0))).scalar_one()
         return _Extent(int(last), seeds, (IdRange(index=0, first=0, last=int(last)),))
 
@@ -234,15 +248,15 @@ def _plan(
     settings: Settings,
     send_id: int,
     inputs: Inputs,
-    measure: Callable[[Connection, datetime], _Extent],
+    measure: Callable[[Connection, datetime, Path], _Extent],
 ) -> SnapshotPlan:
     with read(engine) as connection:
         campaign, edition = _name(connection, send_id)
-        phase, building = _phase(connection, send_id)
+        phase, building, newest = _phase(connection, send_id)
         unsettled = _has_unsettled_rows(connection, send_id)
     home = edition_folder(settings, campaign, edition)
     if unsettled:
-        return load_plan(home / str(phase - 1) / PLAN_FILE)
+        return load_plan(store(settings) / newest / PLAN_FILE)
     folder, published = building_folder(home, phase), home / str(phase)
     if published.exists():
         if not building:
@@ -251,14 +265,16 @@ def _plan(
                 "away"
             )
         reopen(folder, published)
+    take_plan(settings, folder)
     plan = _resumable(folder / PLAN_FILE, send_id, inputs)
     if plan is None:
+        discard(settings, folder)
         _discard(folder)
         folder.mkdir(parents=True)
         sync_folder(folder.parent)
         with read(engine) as connection:
             as_of = now()
-            extent = measure(connection, as_of)
+            extent = measure(connection, as_of, folder)
         plan = SnapshotPlan(
             send_id=send_id,
             campaign=campaign,
@@ -273,6 +289,7 @@ def _plan(
             ranges=extent.ranges,
         )
         replace_file(plan.path(settings), plan.model_dump_json(indent=1).encode())
+    give_plan(settings, plan)
     _record(engine, plan, settings)
     return plan
 
@@ -288,18 +305,18 @@ def _name(connection: Connection, send_id: int) -> tuple[str, str]:
     return row.name, row.edition
 
 
-def _phase(connection: Connection, send_id: int) -> tuple[int, bool]:
-    """The phase to plan, and whether the database has it as being built already."""
+def _phase(connection: Connection, send_id: int) -> tuple[int, bool, str]:
+    """The phase to plan, whether the database has it as being built already, and where the newest one lies."""
     newest = connection.execute(
-        select(snapshots.c.phase, snapshots.c.state)
+        select(snapshots.c.phase, snapshots.c.state, snapshots.c.path)
         .where(snapshots.c.send_id == send_id)
         .order_by(snapshots.c.phase.desc())
         .limit(1)
     ).one_or_none()
     if newest is None:
-        return 1, False
+        return 1, False, ""
     building = newest.state == SnapshotState.BUILDING
-    return (newest.phase if building else newest.phase + 1), building
+    return (newest.phase if building else newest.phase + 1), building, newest.path
 
 
 def _has_unsettled_rows(connection: Connection, send_id: int) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +14,14 @@ from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, column_of
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.shard.files import ShardError, shard_table
+from mailer_lib.shard.store import StorePath, arrow_source, name_below
 from mailer_lib.terms import ExclusionReason
 
 _HASH = np.dtype("V16")
 _NOBODY: NDArray[np.void] = np.empty(0, _HASH)
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: StorePath) -> list[str]:
     """Problems of a published snapshot, as sentences; none: it is sound.
 
     An amended file is sound when the manifest's amendments lead from the published checksum to the one it has.
@@ -36,7 +36,7 @@ def verify(folder: Path) -> list[str]:
     return list(_problems(folder, manifest))
 
 
-def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _problems(folder: StorePath, manifest: Manifest) -> Iterator[str]:
     yield from _strangers(folder, manifest)
     yield from _amendment_problems(manifest)
     people: list[NDArray[np.void]] = []
@@ -61,7 +61,7 @@ def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         found = _Found(*_damage(folder, file))
         yield from found.problems
         if found.readable:
-            table = pq.read_table(folder / file.path)
+            table = pq.read_table(arrow_source(folder / file.path))
             if table.schema.names != EXCLUDED_SCHEMA.names or table.num_rows != file.rows:
                 yield f"{file.path}: has {table.num_rows} rows of {table.schema.names}, not {file.rows}"
                 continue
@@ -84,7 +84,7 @@ class _Found:
     problems: tuple[str, ...]
 
 
-def _damage(folder: Path, entry: FileEntry) -> tuple[bool, tuple[str, ...]]:
+def _damage(folder: StorePath, entry: FileEntry) -> tuple[bool, tuple[str, ...]]:
     path = folder / entry.path
     if not path.is_file():
         return False, (f"{entry.path}: the file is missing",)
@@ -93,12 +93,13 @@ def _damage(folder: Path, entry: FileEntry) -> tuple[bool, tuple[str, ...]]:
     return True, ()
 
 
-def _strangers(folder: Path, manifest: Manifest) -> Iterator[str]:
+def _strangers(folder: StorePath, manifest: Manifest) -> Iterator[str]:
     known = {entry.path for entry in (*manifest.shards, *manifest.excluded)}
     for pattern in ("shard=*/*", "excluded/*"):
-        for path in sorted(folder.glob(pattern)):
-            if str(path.relative_to(folder)) not in known:
-                yield f"{path.relative_to(folder)}: the manifest doesn't know this file"
+        paths: Iterable[StorePath] = folder.glob(pattern)
+        for name in sorted(name_below(path, folder) for path in paths):
+            if name not in known:
+                yield f"{name}: the manifest doesn't know this file"
 
 
 def _amendment_problems(manifest: Manifest) -> Iterator[str]:

@@ -43,8 +43,7 @@ def save(
 def check(source: Source) -> None:
     """Can it be used? Every problem with its JSON path, or what it asks for."""
     from mailer_lib.audience import catalogue, criteria
-    from mailer_lib.audience.explain import rules_of
-    from mailer_lib.audience.rules import CriteriaError, parse, references
+    from mailer_lib.audience.rules import CriteriaError, parse, references, rules_of
     from mailer_lib.database.engine import read
 
     with open_context() as context, read(context.engine) as connection:
@@ -71,15 +70,14 @@ def check(source: Source) -> None:
 def explain(name: Name) -> None:
     """How the database would find them, and which index would save it work."""
     from mailer_lib.audience import catalogue, criteria, sampling
-    from mailer_lib.audience.criteria import where
     from mailer_lib.audience.explain import explain as explain_tree
     from mailer_lib.audience.rules import parse
     from mailer_lib.database.engine import now, read
 
     with open_context() as context, read(context.engine) as connection:
-        tree = criteria.load(connection, name).rules
-        group = parse(tree, catalogue.load(connection), now=now())
-        found = explain_tree(connection, group, where(group, sampling.thresholds(connection, group)))
+        tree, known, at = criteria.load(connection, name).rules, catalogue.load(connection), now()
+        with sampling.picking(connection, context.settings, tree, known, now=at) as picked:
+            found = explain_tree(connection, parse(tree, known, now=at), picked)
     for line in found.plan:
         typer.echo(line)
     for warning in found.warnings:
@@ -89,13 +87,18 @@ def explain(name: Name) -> None:
 @app.command()
 def count(name: Name, list_name: ListName = None) -> None:
     """How many match today; of these, how many may be mailed, and why the others not."""
-    from mailer_lib.audience import catalogue, counts, criteria
+    from mailer_lib.audience import behaviour_store, catalogue, counts, criteria
+    from mailer_lib.audience.rules import behaviours, parse
     from mailer_lib.database.engine import read
 
     with open_context() as context, read(context.engine) as connection:
         stored, known = criteria.load(connection, name), catalogue.load(connection)
         chosen, list_id = _list(known.lists, list_name)
-        found = counts.count(connection, stored.rules, known, list_id)
+        if behaviours(parse(stored.rules, known)):
+            done = behaviour_store.refresh(context.engine, context.settings)
+            for sentence in (*done.unread, *done.damaged):
+                typer.echo(f"warning: {sentence}", err=True)
+        found = counts.count(connection, context.settings, stored.rules, known, list_id)
     output = console()
     output.print(f"matching  {found.matching:>10,}")
     output.print(f'mailable  {found.mailable:>10,}  by the list "{chosen}"')
@@ -110,18 +113,21 @@ def sql(name: Name) -> None:
     from sqlalchemy import select
 
     from mailer_lib.audience import catalogue, criteria, sampling
+    from mailer_lib.audience.rules import behaviours, parse
     from mailer_lib.database.engine import now, read
     from mailer_lib.database.schema import contacts
 
     with open_context() as context, read(context.engine) as connection:
-        tree = criteria.load(connection, name).rules
-        picked = sampling.condition(connection, tree, catalogue.load(connection), now=now())
-        statement = select(contacts.c.id).where(picked)
-        compiled = statement.compile(context.engine, compile_kwargs={"render_postcompile": True})
+        tree, known, at = criteria.load(connection, name).rules, catalogue.load(connection), now()
+        with sampling.picking(connection, context.settings, tree, known, now=at) as picked:
+            statement = select(contacts.c.id).where(picked)
+            compiled = statement.compile(context.engine, compile_kwargs={"render_postcompile": True})
     typer.echo(str(compiled))
     names = list(compiled.positiontup or compiled.params)
     for place, bound in enumerate(names, 1):
         typer.echo(f"-- {place}: {compiled.params[bound]!r}")
+    for asked in behaviours(parse(tree, known, now=at)):
+        typer.echo(f"-- {asked.table}: {asked}")
 
 
 @app.command()

@@ -7,20 +7,23 @@ parse.
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date
 from difflib import get_close_matches
 from functools import lru_cache
 
-from sqlalchemy import Connection, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy.exc import IntegrityError, OperationalError
 
-from mailer_lib.database.engine import now
+from mailer_lib.database import audit, generated
+from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import attribute_types
 from mailer_lib.terms import AttributeType
 
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_TEXT = 1000
+_LOCK_WAIT_TIMEOUT = 1205  # MariaDB: ER_LOCK_WAIT_TIMEOUT
 MAX_ITEM = 200  # characters, of one text in a list
 MAX_ITEMS = 100
 MAX_CHOICES = 500
@@ -45,6 +48,10 @@ Value = str | float | int | bool | list[str]
 
 class AttributeKeyError(ValueError):
     """A key or a declaration that can't be."""
+
+
+class IndexingError(RuntimeError):
+    """An index can't be made or dropped now."""
 
 
 class ValueProblemError(ValueError):
@@ -91,6 +98,80 @@ def declare(
         changing = update(attribute_types).where(attribute_types.c.key == key)
         connection.execute(changing.values(choices=[*known, *more]))
     return False
+
+
+def index(engine: Engine, key: str, *, actor: str) -> bool:
+    """Give an attribute a generated column with an index (``database.generated``). Returns whether it had none.
+
+    Killed in the middle, call it again. On SQLite nobody else writes meanwhile.
+
+    Raises:
+        AttributeKeyError: it isn't declared, or can't be indexed.
+        IndexingError: contacts are in use by a long transaction.
+    """
+    with read(engine) as connection:
+        type_ = require_declared(declared(connection), key)
+    if not generated.can_be_indexed(key, type_):
+        raise AttributeKeyError(
+            f"attribute {key!r}, a {type_.value}, can't be indexed: its key must have at most {generated.MAX_KEY} "
+            "characters, and a text-list has no single value"
+        )
+    with _altering(engine) as connection:
+        generated.add(connection, key, type_)
+        return _mark(connection, key, indexed=True, actor=actor)
+
+
+def unindex(engine: Engine, key: str, *, actor: str) -> bool:
+    """Take column and index away again; criteria that ask for it read each contact's JSON. Returns whether it had some.
+
+    A range that is being read fails when its column goes, and is read again without it.
+
+    Raises:
+        AttributeKeyError, IndexingError: as ``index``.
+    """
+    with read(engine) as connection:
+        require_declared(declared(connection), key)
+    with write(engine) as connection:  # from here on nobody asks for the column
+        changed = _mark(connection, key, indexed=False, actor=actor)
+    with _altering(engine) as connection:
+        generated.drop(connection, key)
+    return changed
+
+
+def restore_indexes(engine: Engine) -> None:
+    """Make the columns that are declared and missing: after a restore, whose rows come without them."""
+    for key, type_ in indexed(engine).items():
+        with _altering(engine) as connection:
+            generated.add(connection, key, type_)
+
+
+def indexed(engine: Engine) -> dict[str, AttributeType]:
+    """The attributes that are indexed, by key."""
+    query = select(attribute_types.c.key, attribute_types.c.type).where(attribute_types.c.indexed == 1)
+    with read(engine) as connection:
+        return {row.key: AttributeType(row.type) for row in connection.execute(query.order_by(attribute_types.c.key))}
+
+
+@contextmanager
+def _altering(engine: Engine) -> Iterator[Connection]:
+    try:
+        with write(engine) as connection:
+            yield connection
+    except OperationalError as error:
+        if error.orig is not None and error.orig.args[0] == _LOCK_WAIT_TIMEOUT:
+            raise IndexingError(
+                "contacts are read or written by a long transaction (a snapshot, an import, a backup); nothing was "
+                "changed: try again when it is over"
+            ) from None
+        raise
+
+
+def _mark(connection: Connection, key: str, *, indexed: bool, actor: str) -> bool:
+    other = update(attribute_types).where(attribute_types.c.key == key, attribute_types.c.indexed == int(not indexed))
+    changed = connection.execute(other.values(indexed=int(indexed))).rowcount == 1
+    if changed:
+        audit.record(connection, actor, f"attributes.{'index' if indexed else 'unindex'}", f"attribute:{key}")
+    return changed
 
 
 def _clean_choices(key: str, type_: AttributeType, choices: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Engine, inspect, text
 
 from mailer_lib.database.engine import read, write
+from mailer_lib.database.generated import is_generated
+from mailer_lib.database.lock import named_lock
 from mailer_lib.database.schema import Exact, Hash16, Id, LongText, UtcDateTime
 
 if TYPE_CHECKING:
@@ -106,22 +108,13 @@ def _current(connection: Connection) -> str | None:
 
 @contextmanager
 def _one_at_a_time(engine: Engine) -> Iterator[None]:
-    """Hold the lock on a connection of its own, so that it outlives the commit of the last revision's number."""
-    if engine.dialect.name == "sqlite":  # BEGIN IMMEDIATE does it
-        yield
-        return
-    with engine.connect() as connection:
-        taken = connection.execute(
-            text("SELECT GET_LOCK(:name, :wait)"), {"name": _LOCK, "wait": _LOCK_WAIT_S}
-        ).scalar()
-        if taken != 1:
+    """Until the last revision's number is committed. On SQLite BEGIN IMMEDIATE does it."""
+    with named_lock(engine, _LOCK, _LOCK_WAIT_S) as got:
+        if not got:
             raise MigrationError(
                 f"another process has been migrating this database for {_LOCK_WAIT_S} s; try again when it is done"
             )
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": _LOCK})
+        yield
 
 
 def _render(kind: str, item: Any, autogen_context: Any) -> str | bool:
@@ -153,7 +146,13 @@ def _types_differ(
     return None
 
 
+def _is_ours(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+    """Columns that an installation made for its own attributes are no difference."""
+    return kind not in {"column", "index"} or not is_generated(item.table.name, name)
+
+
 COMPARISON: dict[str, Any] = {
+    "include_object": _is_ours,
     "compare_type": _types_differ,
     "compare_server_default": True,
     "render_item": _render,

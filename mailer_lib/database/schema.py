@@ -104,6 +104,7 @@ contacts = Table(
     UniqueConstraint("address_hash"),
     Index("ix_contacts_domain", "domain"),
     Index("ix_contacts_provider", "provider"),
+    sqlite_autoincrement=True,  # an erased person's id is never given again: links and behaviour name it (0309)
     **_MYSQL,
 )
 
@@ -114,6 +115,7 @@ attribute_types = Table(
     Column("type", Exact(16), nullable=False, comment="terms.AttributeType"),
     Column("label", Name),
     Column("choices", JSON(none_as_null=True), comment="type enum: array of texts"),
+    Column("indexed", SmallInteger, nullable=False, server_default="0", comment="1: contacts has a generated column"),
     Column("created_at", UtcDateTime, nullable=False),
     **_MYSQL,
 )
@@ -183,6 +185,7 @@ domain_suppressions = Table(
     Column("domain", Exact(253), primary_key=True),
     Column("source", String(200)),
     Column("created_at", UtcDateTime, nullable=False),
+    Index("ix_domain_suppressions_created", "created_at"),
     **_MYSQL,
 )
 

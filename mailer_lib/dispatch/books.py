@@ -14,17 +14,17 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from mailer_lib.agent.ledger import Deferral, Final, Header, Intent
+from mailer_lib.agent.ledger import Deferral, Final, Header, Intent, LedgerError
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import shards, snapshots
-from mailer_lib.dispatch.central_ledger import kept_records
 from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease, leases_of_send
 from mailer_lib.dispatch.sends import get_send
 from mailer_lib.dispatch.shard_columns import ShardColumns, load_columns
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import LeaseState, Outcome, ShardState, SnapshotState
 
 _SHOWN = 8  # problems named in the sentence
@@ -138,7 +138,7 @@ class _Page:
     """What is being added up."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.store = store(settings)
         self.frozen = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.by_provider: dict[str, Counter[Outcome]] = {}
@@ -152,7 +152,7 @@ class _Page:
         if phase.frozen != rows:
             self.problems.append(f"phase {phase.phase} has {phase.frozen} frozen rows, its shards {rows}")
         try:
-            manifest = manifests.load(self.settings.storage / phase.path)
+            manifest = manifests.load(self.store / phase.path)
         except SnapshotError as error:
             self.problems.append(str(error))
             return
@@ -174,7 +174,7 @@ class _Page:
             self.problems.append(f"{name} is settled, but its leases end at row {expected} of {shard.rows}")
         if not any(lease.granted for lease in held):
             return
-        path = self.settings.storage / phase.path / shard.path
+        path = self.store / phase.path / shard.path
         try:
             columns = load_columns(path)
         except OSError as error:
@@ -185,12 +185,12 @@ class _Page:
 
     def _add_lease(self, lease: Lease, columns: ShardColumns) -> None:
         name = lease.ledger_name
-        kept = KeptLedger(self.settings.storage, lease)
+        kept = KeptLedger(self.store, lease)
         rows: set[int] = set()
         counts: Counter[Outcome] = Counter()
         deferrals = 0
         try:
-            for record in kept_records(kept.path, lease.ledger_bytes):
+            for record in kept.records():
                 if isinstance(record, Final):
                     if record.row in rows:
                         self.problems.append(f"{name}: row {record.row} has two outcomes")
@@ -211,7 +211,7 @@ class _Page:
                     lease.epoch,
                 ):
                     self.problems.append(f"{name} is the ledger of another lease")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, LedgerError) as error:
             self.problems.append(f"{kept.path} can't be read: {error}")
             return
         self.outcomes += counts

@@ -2,12 +2,11 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine, select
 
-from mailer_lib.agent.ledger import Final, Header, Opened, Record, decode
+from mailer_lib.agent.ledger import Final, Header, Opened, Record
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import shards
 from mailer_lib.dispatch.accounting import book_lost, record_progress
@@ -15,12 +14,13 @@ from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease, get_lease, leases_of_send, settle_lease, take_central
 from mailer_lib.dispatch.shard_columns import load_columns
 from mailer_lib.dispatch.tally import count
+from mailer_lib.shard.store import StorePath
 from mailer_lib.terms import LeaseState, Outcome, ShardState
 
 CENTRAL = "central"
 
 
-def write_off(engine: Engine, storage: Path, send_id: int, outcome: Outcome, why: str) -> int:
+def write_off(engine: Engine, store: StorePath, send_id: int, outcome: Outcome, why: str) -> int:
     """Give every row that was never granted this outcome, as a central ledger of each open shard. Returns how many.
 
     Killed half-way it goes on where it was when it is called again, with the outcome of that call.
@@ -34,59 +34,47 @@ def write_off(engine: Engine, storage: Path, send_id: int, outcome: Outcome, why
         ).all()
     rows = 0
     for lease in begun:
-        rows += _write(engine, storage, lease, outcome, why)
+        rows += _write(engine, store, lease, outcome, why)
     for shard_id in open_shards:
         taken = take_central(engine, shard_id)
         if taken is not None:
-            rows += _write(engine, storage, taken, outcome, why)
+            rows += _write(engine, store, taken, outcome, why)
     return rows
 
 
-def _write(engine: Engine, storage: Path, lease: Lease, outcome: Outcome, why: str) -> int:
+def _write(engine: Engine, store: StorePath, lease: Lease, outcome: Outcome, why: str) -> int:
     if lease.settled < lease.granted:
-        records = _finals(storage, lease, range(lease.first_row, lease.granted_through), outcome, why)
-        size = KeptLedger(storage, lease).append([_header(lease), _opened(), *records])
+        records = _finals(store, lease, range(lease.first_row, lease.granted_through), outcome, why)
+        size = KeptLedger(store, lease).append([_header(lease), _opened(), *records])
         record_progress(engine, lease, size, count(records, lambda row: 0).tally)
         with read(engine) as connection:
             lease = get_lease(connection, lease.id)
-    KeptLedger(storage, lease).finish()
+    KeptLedger(store, lease).finish()
     settle_lease(engine, lease.id)
     return lease.granted
 
 
-def book_unknown(engine: Engine, storage: Path, lease: Lease, why: str) -> int:
+def book_unknown(engine: Engine, store: StorePath, lease: Lease, why: str) -> int:
     """Write ``unknown`` into a lost lease's kept ledger for every granted row without an outcome; returns how many.
 
     ``lease`` is as the database has it, LOST. Doing it twice is the same as once.
     """
-    kept = KeptLedger(storage, lease)
-    missing = sorted(
-        set(range(lease.first_row, lease.granted_through)) - set(final_rows(kept.path, lease.ledger_bytes))
-    )
-    records = _finals(storage, lease, missing, Outcome.UNKNOWN, why)
+    kept = KeptLedger(store, lease)
+    missing = sorted(set(range(lease.first_row, lease.granted_through)) - set(final_rows(kept)))
+    records = _finals(store, lease, missing, Outcome.UNKNOWN, why)
     size = lease.ledger_bytes
     if missing:
         head: list[Record] = [] if lease.ledger_bytes else [_header(lease)]
         size = kept.append([*head, _opened(), *records])
     book_lost(engine, lease, size, count(records, lambda row: 0).tally)
     with read(engine) as connection:
-        KeptLedger(storage, get_lease(connection, lease.id)).finish()
+        KeptLedger(store, get_lease(connection, lease.id)).finish()
     return len(missing)
 
 
-def final_rows(path: Path, through: int) -> dict[int, Final]:
-    """The outcome records in the first ``through`` bytes of a kept ledger, by row."""
-    return {record.row: record for record in kept_records(path, through) if isinstance(record, Final)}
-
-
-def kept_records(path: Path, through: int) -> Iterable[Record]:
-    """Records of the first ``through`` bytes: those that were accounted for."""
-    if not through:
-        return
-    with path.open("rb") as file:
-        data = file.read(through)
-    for line in data.splitlines():
-        yield decode(line)
+def final_rows(kept: KeptLedger) -> dict[int, Final]:
+    """The outcome records of a kept ledger that were accounted for, by row."""
+    return {record.row: record for record in kept.records() if isinstance(record, Final)}
 
 
 def _header(lease: Lease) -> Header:
@@ -97,10 +85,10 @@ def _opened() -> Opened:
     return Opened(0, CENTRAL, os.getpid(), round(time.time() * 1000))
 
 
-def _finals(storage: Path, lease: Lease, rows: Sequence[int], outcome: Outcome, why: str) -> list[Final]:
+def _finals(store: StorePath, lease: Lease, rows: Sequence[int], outcome: Outcome, why: str) -> list[Final]:
     if not rows:
         return []
-    columns = load_columns(storage / lease.snapshot_path / lease.shard_path)
+    columns = load_columns(store / lease.snapshot_path / lease.shard_path)
     t_ms = round(time.time() * 1000)
     return [
         Final(

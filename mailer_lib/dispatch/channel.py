@@ -6,7 +6,6 @@
 import contextlib
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from mailer_lib.agent.job import ControlFile, Job, Secrets, Status, replace_file
+from mailer_lib.shard.store import StorePath
 
-_WITHHELD = ("MAILFLEET_", "AIRFLOW_", "AIRFLOW__")  # settings and secrets of the central side
+_WITHHELD = ("MAILFLEET_", "AIRFLOW_", "AIRFLOW__", "AWS_")  # settings and secrets of the central side
 
 
 class ChannelError(RuntimeError):
@@ -35,7 +35,7 @@ class Channel(Protocol):
     def message(self) -> bytes | None:
         """The message.json that is there."""
 
-    def put_shard(self, name: str, source: Path) -> None:
+    def put_shard(self, name: str, source: StorePath) -> None:
         """Copy a shard file, unless it is there."""
 
     def write_control(self, control: ControlFile) -> None: ...
@@ -90,12 +90,12 @@ class LocalChannel:
         path = self.folder / "message.json"
         return path.read_bytes() if path.exists() else None
 
-    def put_shard(self, name: str, source: Path) -> None:
+    def put_shard(self, name: str, source: StorePath) -> None:
         target = self.folder / "shards" / name
         if target.exists():
             return
         temporary = target.with_name(f".{name}.{os.getpid()}")
-        shutil.copyfile(source, temporary)
+        temporary.write_bytes(source.read_bytes())
         temporary.replace(target)
 
     def write_control(self, control: ControlFile) -> None:

@@ -11,6 +11,7 @@ from mailer_lib.dispatch.sends import SendRecord, change_state, current_send, ge
 from mailer_lib.dispatch.slot_report import slot_rows
 from mailer_lib.dispatch.states import FINAL, final_state
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Control, LeaseState, Outcome, SendMode, SendState
 
 _UNSTARTED = {
@@ -34,7 +35,7 @@ def close_send(engine: Engine, settings: Settings, send_id: int, *, actor: str =
     finish_losses(engine, settings, send_id)
     why = _write_off_why(send)
     if why is not None:
-        write_off(engine, settings.storage, send_id, *why)
+        write_off(engine, store(settings), send_id, *why)
     try:
         books = balance(engine, settings, send_id)
     except BooksError as error:
@@ -60,7 +61,7 @@ def _write_off_why(send: SendRecord) -> tuple[Outcome, str] | None:
 
 def cancel_phase(engine: Engine, settings: Settings, send_id: int) -> int:
     """Cancel the rows of a phase that was frozen and that nobody began, because it is planned anew."""
-    return write_off(engine, settings.storage, send_id, Outcome.CANCELLED, "planned anew")
+    return write_off(engine, store(settings), send_id, Outcome.CANCELLED, "planned anew")
 
 
 def _failure(connection: Connection, send: SendRecord, books: Books) -> str | None:

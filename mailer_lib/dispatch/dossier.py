@@ -26,7 +26,6 @@ from mailer_lib.contacts.precedence import EVERYWHERE
 from mailer_lib.database import audit
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import leases, shards, suppressions
-from mailer_lib.dispatch.central_ledger import kept_records
 from mailer_lib.dispatch.erasure import SnapshotRef, published_snapshots
 from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import get_lease
@@ -34,6 +33,7 @@ from mailer_lib.identity import message_key
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import read_shard
 from mailer_lib.shard.recipient import Recipient
+from mailer_lib.shard.store import arrow_source, store
 
 _INTERNAL = frozenset({"address_hash"})
 
@@ -100,7 +100,7 @@ def _suppressions(connection: Connection, address_hash: bytes) -> list[dict[str,
 def _message(
     connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes
 ) -> dict[str, Any] | None:
-    folder = settings.storage / snapshot.path
+    folder = store(settings) / snapshot.path
     number = _shard_number(manifests.load(folder), address_hash)
     shard = connection.execute(
         select(shards.c.id, shards.c.path).where(shards.c.snapshot_id == snapshot.id, shards.c.number == number)
@@ -133,7 +133,7 @@ def _outcome(connection: Connection, settings: Settings, shard_id: int, row: int
     said: dict[str, Any] = {"outcome": None, "at": None, "reply": None, "deferrals": 0}
     for lease_id in connection.scalars(select(leases.c.id).where(*given).order_by(leases.c.epoch)).all():
         lease = get_lease(connection, lease_id)
-        for record in kept_records(KeptLedger(settings.storage, lease).path, lease.ledger_bytes):
+        for record in KeptLedger(store(settings), lease).records():
             if isinstance(record, Final) and record.row == row:
                 at = datetime.fromtimestamp(record.t_ms / 1000, now().tzinfo)
                 reply = " ".join(filter(None, (str(record.code or ""), record.enhanced, record.text)))
@@ -145,10 +145,10 @@ def _outcome(connection: Connection, settings: Settings, shard_id: int, row: int
 
 def _left_out(settings: Settings, snapshot: SnapshotRef, address_hash: bytes) -> dict[str, Any] | None:
     """They matched the criteria and weren't mailed: why."""
-    folder, mask = settings.storage / snapshot.path, 0
+    folder, mask = store(settings) / snapshot.path, 0
     wanted = pa.scalar(address_hash, pa.binary(16))
     for entry in manifests.load(folder).excluded:
-        table = pq.read_table(folder / entry.path, columns=["address_hash", "reasons"])
+        table = pq.read_table(arrow_source(folder / entry.path), columns=["address_hash", "reasons"])
         for reasons in table.filter(pc.equal(table.column("address_hash"), wanted)).column("reasons").to_pylist():
             mask |= int(reasons or 0)
     if not mask:

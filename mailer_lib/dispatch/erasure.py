@@ -27,6 +27,7 @@ from mailer_lib.dispatch.shard_columns import load_columns
 from mailer_lib.dispatch.states import FINAL
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import ShardError
+from mailer_lib.shard.store import store
 from mailer_lib.terms import ShardState, SnapshotState, SuppressionReason
 
 
@@ -202,7 +203,7 @@ def _is_over(connection: Connection, snapshot_id: int) -> bool:
 
 def _has_expired(settings: Settings, snapshot: SnapshotRef) -> bool:
     try:
-        amendments = manifests.load(settings.storage / snapshot.path).amendments
+        amendments = manifests.load(store(settings) / snapshot.path).amendments
     except SnapshotError:
         return False  # let the amendment say what is wrong
     return any(amendment.why == EXPIRED for amendment in amendments)
@@ -242,12 +243,14 @@ def _elsewhere(
             servers.setdefault(server, set()).add(snapshot.send)
     for server, refs in sorted(servers.items()):
         found.append(f"dispatch server {server}: mail queue and log of its MTA ({', '.join(sorted(refs))})")
+    if not isinstance(root := store(settings), Path):
+        found.append(f"snapshot store {root}: earlier versions of objects, when its bucket keeps versions")
     return (*found, "backups made until now: they hold the person until they expire; erase again after a restore")
 
 
 def servers_given(connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes) -> list[str]:
     """Names of the servers that the person's row was granted to."""
-    folder = settings.storage / snapshot.path
+    folder = store(settings) / snapshot.path
     number = int.from_bytes(address_hash[:4], "big") % manifests.load(folder).shard_count
     rows = connection.execute(
         select(shards.c.path, leases.c.first_row, leases.c.granted_through, dispatch_servers.c.name)

@@ -8,6 +8,7 @@ from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
 from mailer_lib.fleet import domains, servers
 from mailer_lib.message.bundle import Bundle
+from mailer_lib.message.compile import bundle_path
 from mailer_lib.settings import Settings
 from mailer_lib.tokens import send_token_key
 
@@ -20,7 +21,7 @@ def bundle_bytes(settings: Settings, send: SendRecord) -> bytes:
     """
     if send.content_hash is None:
         raise SendError(f"the message of {send.ref} isn't frozen yet")
-    path = settings.storage / "bundles" / send.content_hash / "message.json"
+    path = bundle_path(settings, send.content_hash)
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -1,14 +1,15 @@
 """One lease as its slot sees it: the ledger's fold so far, and which granted rows the agent can send right now."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from math import ceil
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from sqlalchemy import Connection, Engine
 
-from mailer_lib.agent.ledger import READ_BYTES, Deferral, Final, Intent, Record, read_ledger
+from mailer_lib.agent.ledger import READ_BYTES, Deferral, Final, Intent, Record
 from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now
 from mailer_lib.dispatch.accounting import record_progress
@@ -17,16 +18,17 @@ from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease
 from mailer_lib.dispatch.shard_columns import ShardColumns, load_columns
 from mailer_lib.dispatch.tally import count
+from mailer_lib.shard.store import StorePath
 from mailer_lib.terms import SuppressionReason
 
 
 class LeaseTracker:
     """Follows one lease. ``lease`` is renewed from the database on every look."""
 
-    def __init__(self, storage: Path, lease: Lease) -> None:
+    def __init__(self, store: StorePath, lease: Lease) -> None:
         self.lease = lease
-        self.kept = KeptLedger(storage, lease)
-        self.shard_file = storage / lease.snapshot_path / lease.shard_path
+        self.kept = KeptLedger(store, lease)
+        self.shard_file = store / lease.snapshot_path / lease.shard_path
         self._final: set[int] = set()
         self._waiting: set[int] = set()  # deferred, not tried again yet
         self._folded_bytes = 0
@@ -40,7 +42,7 @@ class LeaseTracker:
     def shard_name(self) -> str:
         """File name in the job folder. A shard that was amended since it was leased here has another name, and so is
         copied again (docs/decisions/0303)."""
-        part = Path(self.lease.shard_path).stem.removeprefix("part-")
+        part = PurePosixPath(self.lease.shard_path).stem.removeprefix("part-")
         amended = "" if part == "0" else f".{part}"
         return f"{self.lease.shard:04d}.p{self.lease.phase}{amended}.parquet"
 
@@ -61,13 +63,13 @@ class LeaseTracker:
 
     def _catch_up(self) -> None:
         """Fold what was accounted for and isn't folded here: on attaching, or when another process did it."""
-        if self._folded_bytes >= self.lease.ledger_bytes or not self.kept.path.exists():
+        if self._folded_bytes >= self.lease.ledger_bytes:
             return
-        delta = read_ledger(self.kept.path, self._folded_bytes)
-        self._fold(delta.records)
-        self._folded_bytes = self.lease.ledger_bytes
+        with contextlib.suppress(FileNotFoundError):  # a restored store: the next sync fills it from the agent's ledger
+            self._fold(self.kept.records(self._folded_bytes))
+            self._folded_bytes = self.lease.ledger_bytes
 
-    def _fold(self, records: list[Record]) -> None:
+    def _fold(self, records: Iterable[Record]) -> None:
         for record in records:
             if isinstance(record, Final):
                 self._final.add(record.row)

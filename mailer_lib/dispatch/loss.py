@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, select
 
+from mailer_lib.agent.ledger import LedgerError
 from mailer_lib.database import audit
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import leases
@@ -16,6 +17,7 @@ from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.sends import get_send
 from mailer_lib.fleet import servers
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import ChannelKind, LeaseState, ServerState
 
 
@@ -74,10 +76,10 @@ def _read_last(engine: Engine, settings: Settings, lease: Lease, channel: LocalC
     if not channel.folder.exists():
         return
     AgentKeeper(channel, channel.folder.name).end()
-    tracker = LeaseTracker(settings.storage, lease)
+    tracker = LeaseTracker(store(settings), lease)
     try:
         tracker.sync(engine, channel, source)
-    except LeaseLostError:
+    except (LeaseLostError, LedgerError):  # what can't be read is unknown
         return
 
 
@@ -85,4 +87,4 @@ def finish_losses(engine: Engine, settings: Settings, send_id: int, why: str = "
     """Book what is unknown in lost leases; also after a kill in the middle of ``lose_server``. Returns the rows."""
     with read(engine) as connection:
         waiting = lost_leases_to_book(connection, send_id)
-    return sum(book_unknown(engine, settings.storage, lease, why) for lease in waiting)
+    return sum(book_unknown(engine, store(settings), lease, why) for lease in waiting)

@@ -1,10 +1,11 @@
 """Single columns of a shard file, as the centre needs them: hashes to suppress, keys to check, providers to book."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+
+from mailer_lib.shard.store import StorePath, arrow_source
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class ShardColumns:
     contact_id: list[int]
 
 
-def load_columns(path: Path) -> ShardColumns:
+def load_columns(path: StorePath) -> ShardColumns:
     """Columns without the address or anything else about the person."""
     names = ["message_key", "address_hash", "provider", "variant", "contact_id"]
-    table = pq.read_table(path, columns=names)
+    table = pq.read_table(arrow_source(path), columns=names)
     columns: dict[str, Any] = {name: table.column(name).to_pylist() for name in names}
     return ShardColumns(**columns)

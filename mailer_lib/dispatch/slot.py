@@ -45,6 +45,7 @@ from mailer_lib.dispatch.slot_rules import (
     wants_lease,
 )
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import ChannelKind, Control, Outcome, ServerState, ShardState, SnapshotState
 
 __all__ = ["SlotProgress", "SlotReport", "SlotState", "run_slot", "worth_a_look"]
@@ -120,6 +121,7 @@ class SlotRunner:
     ) -> None:
         self.engine = engine
         self.settings = settings
+        self.store = store(settings)
         self.send_id = send.id
         self.slot = slot
         self.channel = channel
@@ -230,8 +232,7 @@ class SlotRunner:
     def _renew_trackers(self, view: View) -> None:
         held = {lease.id: lease for lease in view.leases}
         self.trackers = {
-            lease_id: self.trackers.get(lease_id) or LeaseTracker(self.settings.storage, lease)
-            for lease_id, lease in held.items()
+            lease_id: self.trackers.get(lease_id) or LeaseTracker(self.store, lease) for lease_id, lease in held.items()
         }
         for lease_id, lease in held.items():
             self.trackers[lease_id].renew(lease)
@@ -328,7 +329,7 @@ class SlotRunner:
             lease = take_lease(self.engine, self.send_id, self.slot.server_id, self.slot.slot)
             if lease is None:
                 return
-            tracker = LeaseTracker(self.settings.storage, lease)
+            tracker = LeaseTracker(self.store, lease)
             self.trackers[lease.id] = tracker
             self._prepare(view)
             self._push_suppressions(view)  # before anything of it is granted

@@ -5,7 +5,6 @@ table is in docs/architecture.md, "Steps of a send".
 """
 
 import logging
-from pathlib import Path
 from typing import Any, TypedDict
 
 from sqlalchemy import Engine, select
@@ -13,7 +12,8 @@ from sqlalchemy import Engine, select
 from mailer_lib.audience import criteria
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience import snapshot as audience
-from mailer_lib.audience.plan import ControlGroup, Exclude, FrequencyCap, SnapshotPlan
+from mailer_lib.audience.plan import PLAN_FILE, ControlGroup, Exclude, FrequencyCap, SnapshotPlan, building_folder
+from mailer_lib.audience.sharing import shared_folder
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import snapshots
 from mailer_lib.dispatch import approval, erasure, sends
@@ -31,6 +31,7 @@ from mailer_lib.message.compile import freeze_bundle
 from mailer_lib.message.merge import used_fields
 from mailer_lib.message.preflight import preflight
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store, store_path
 from mailer_lib.terms import FindingLevel, SendMode, SendState, SnapshotState, UnknownPolicy
 
 __all__ = [
@@ -154,7 +155,7 @@ def plan_recipients(engine: Engine, settings: Settings, send_id: int, claim: str
     with read(engine) as connection:
         campaign = get_campaign(connection, send.campaign)
     plan = _plan(engine, settings, send, campaign)
-    return Planned(phase=plan.phase, plan=str(plan.path(settings)), ranges=len(plan.ranges))
+    return Planned(phase=plan.phase, plan=str(shared_folder(plan, settings) / PLAN_FILE), ranges=len(plan.ranges))
 
 
 def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campaign) -> SnapshotPlan:
@@ -207,7 +208,7 @@ def build_recipients(  # noqa: PLR0917  # the DAG and the command line call ever
 ) -> dict[str, int]:
     """Read one id range; any number of ranges at once, in any process. Returns index, rows, excluded."""
     held_send(engine, send_id, claim)
-    done = audience.build_range(engine, settings, audience.load_plan(Path(plan)), index)
+    done = audience.build_range(engine, settings, audience.load_plan(store_path(settings, plan)), index)
     return {"index": index, "rows": done.selected, "excluded": done.excluded}
 
 
@@ -227,8 +228,8 @@ def publish_recipients(
         ).one_or_none()
     if building is not None and send.state == SendState.FREEZING:
         already = already_sent(engine, settings, send_id, UnknownPolicy(unknown_policy))
-        folder = settings.storage / building.path
-        plan = audience.load_plan(folder.parent / f".building-{building.phase}" / "plan.json")
+        folder = building_folder((store(settings) / building.path).parent, building.phase)
+        plan = audience.load_plan(folder / PLAN_FILE)
         audience.publish(engine, settings, plan, already)
     with read(engine) as connection:
         newest = newest_snapshot(connection, send_id)
@@ -236,7 +237,7 @@ def publish_recipients(
         raise sends.SendError(f"{send.ref} has no frozen recipients; plan and build them first")
     if send.state == SendState.FREEZING:
         set_state(engine, send_id, SendState.AWAITING_APPROVAL, actor=send.launched_by or claim, claim=claim)
-    manifest = manifests.load(settings.storage / newest.path)
+    manifest = manifests.load(store(settings) / newest.path)
     return Published(
         phase=newest.phase,
         frozen=manifest.counts.frozen,

@@ -19,6 +19,7 @@ from mailer_lib.dispatch.plan import slots_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
 from mailer_lib.message.preview_link import preview_link
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Outcome, SendMode, SendState, SnapshotState
 
 _GOOD = frozenset({SendState.FINISHED, SendState.STOPPED, SendState.EXPIRED})
@@ -50,7 +51,7 @@ def make_summary(engine: Engine, settings: Settings, send: SendRecord, warnings:
         digest = present_digest(connection, send.id)
         if newest is None or digest is None:
             raise SendError(f"{send.ref} isn't frozen yet: message and recipients come first")
-        counts = manifests.load(settings.storage / newest.path).counts
+        counts = manifests.load(store(settings) / newest.path).counts
         left = unsettled_rows(connection, send.id, newest.phase)
         last = _last_counts(connection, settings, send)
         share = left / counts.frozen if counts.frozen else 0.0
@@ -105,7 +106,7 @@ def _last_counts(connection: Connection, settings: Settings, send: SendRecord) -
     if row is None:
         return None
     try:
-        return f"{send.campaign}#{row.edition}", manifests.load(settings.storage / row.path).counts
+        return f"{send.campaign}#{row.edition}", manifests.load(store(settings) / row.path).counts
     except RuntimeError:  # its snapshot was cleared away
         return None
 

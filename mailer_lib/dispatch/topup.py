@@ -8,6 +8,7 @@ from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease, leases_of_send
 from mailer_lib.dispatch.shard_columns import load_columns
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Outcome, UnknownPolicy
 
 # Failed, expired and cancelled rows were never handed over: a top-up sends them, if they are still in the audience.
@@ -33,12 +34,11 @@ def already_sent(
         granted = range(lease.first_row, lease.granted_through)
         wanted = [row for row in granted if row not in outcomes or outcomes[row] in skipped]
         if wanted:
-            key = load_columns(settings.storage / lease.snapshot_path / lease.shard_path).message_key
+            key = load_columns(store(settings) / lease.snapshot_path / lease.shard_path).message_key
             keys.update(key[row] for row in wanted)
     return keys
 
 
 def outcomes_by_row(settings: Settings, lease: Lease) -> dict[int, Outcome]:
     """What the kept ledger of a lease says of its rows, as far as it was accounted for."""
-    path = KeptLedger(settings.storage, lease).path
-    return {row: record.outcome for row, record in final_rows(path, lease.ledger_bytes).items()}
+    return {row: record.outcome for row, record in final_rows(KeptLedger(store(settings), lease)).items()}

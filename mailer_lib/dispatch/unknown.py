@@ -13,6 +13,7 @@ from mailer_lib.dispatch.lease import leases_of_send
 from mailer_lib.dispatch.shard_columns import load_columns
 from mailer_lib.dispatch.topup import already_sent
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Outcome, UnknownPolicy
 
 
@@ -35,9 +36,8 @@ def unknown_rows(engine: Engine, settings: Settings, send_id: int) -> list[Unkno
         servers = {row.id: row.name for row in connection.execute(dispatch_servers.select())}
     found = []
     for lease in held:
-        columns = load_columns(settings.storage / lease.snapshot_path / lease.shard_path)
-        path = KeptLedger(settings.storage, lease).path
-        for row, record in final_rows(path, lease.ledger_bytes).items():
+        columns = load_columns(store(settings) / lease.snapshot_path / lease.shard_path)
+        for row, record in final_rows(KeptLedger(store(settings), lease)).items():
             if record.outcome is Outcome.UNKNOWN and columns.message_key[row] not in known_since:
                 found.append(
                     UnknownRow(

@@ -6,11 +6,11 @@ Templates in here are final Jinja2 sources: MJML compiled, CSS inlined, tracked 
 
 import hashlib
 import json
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from mailer_lib.shard.recipient import AttributeValue
+from mailer_lib.shard.store import StorePath
 
 FORMAT = 1
 
@@ -68,5 +68,5 @@ class Bundle(BaseModel):
         return hashlib.sha256(self.dump()).hexdigest()
 
     @classmethod
-    def load(cls, path: Path) -> "Bundle":
+    def load(cls, path: StorePath) -> "Bundle":
         return cls.model_validate_json(path.read_bytes())

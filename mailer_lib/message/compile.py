@@ -1,11 +1,10 @@
 """A send's content, frozen: the bundle on disk, its links in the database, its hash on the send."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from sqlalchemy import Engine, delete, insert, select, update
 
+from mailer_lib.audience.files import replace_file
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import campaigns, lists, send_links, sends
 from mailer_lib.fleet import domains
@@ -14,6 +13,7 @@ from mailer_lib.message.bundle import Bundle
 from mailer_lib.message.campaign import Campaign, CampaignError, get_campaign
 from mailer_lib.message.templates import compile_campaign
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import StorePath, store
 from mailer_lib.terms import SendState
 
 _CONTENT_STANDS = frozenset({SendState.APPROVED, SendState.RUNNING})
@@ -84,8 +84,8 @@ def make_bundle(
     )
 
 
-def bundle_path(settings: Settings, content_hash: str) -> Path:
-    return settings.storage / "bundles" / content_hash / "message.json"
+def bundle_path(settings: Settings, content_hash: str) -> StorePath:
+    return store(settings) / "bundles" / content_hash / "message.json"
 
 
 def load_bundle(settings: Settings, content_hash: str) -> Bundle:
@@ -103,19 +103,10 @@ def load_bundle(settings: Settings, content_hash: str) -> Bundle:
     return bundle
 
 
-def store_bundle(settings: Settings, bundle: Bundle) -> Path:
+def store_bundle(settings: Settings, bundle: Bundle) -> StorePath:
     """Write ``message.json`` under its hash, whole or not at all."""
     path = bundle_path(settings, bundle.content_hash)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".message.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(bundle.dump())
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, bundle.dump())
     return path

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX, SHARD_COLUMNS, Recipient
+from mailer_lib.shard.store import S3Path, StorePath, arrow_source
 from mailer_lib.terms import AttributeType
 
 _Read = TypeVar("_Read")
@@ -47,30 +48,34 @@ def shard_schema(attributes: Mapping[str, AttributeType] | None = None) -> pa.Sc
     return pa.schema(fields)
 
 
-def write_shard(path: Path, table: pa.Table) -> str:
-    """Write one file (zstd), fsynced. Returns its SHA-256, hex.
+def write_shard(path: StorePath, table: pa.Table) -> str:
+    """Write one file (zstd), durable. Returns its SHA-256, hex.
 
     Raises:
         ShardError: the table isn't a shard's.
     """
     check_schema(table.schema, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return write_parquet(path, table)
 
 
-def write_parquet(path: Path, table: pa.Table) -> str:
-    """Any table as one zstd Parquet file, fsynced. Returns its SHA-256, hex."""
+def write_parquet(path: StorePath, table: pa.Table) -> str:
+    """Any table as one zstd Parquet file, durable. Returns its SHA-256, hex."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue()
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    if isinstance(path, S3Path):
+        path.write_bytes(data.to_pybytes())
+    else:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     return hashlib.sha256(data).hexdigest()
 
 
-def shard_table(path: Path) -> pa.Table:
+def shard_table(path: StorePath) -> pa.Table:
     """The whole file.
 
     Raises:
@@ -80,7 +85,7 @@ def shard_table(path: Path) -> pa.Table:
         return _checked(path, file.read)
 
 
-def read_shard(path: Path, start: int = 0) -> Iterator[tuple[int, Recipient]]:
+def read_shard(path: StorePath, start: int = 0) -> Iterator[tuple[int, Recipient]]:
     """(row, recipient) from row ``start`` on, in the file's order.
 
     Raises:
@@ -96,7 +101,7 @@ def read_shard(path: Path, start: int = 0) -> Iterator[tuple[int, Recipient]]:
             first += batch.num_rows
 
 
-def check_schema(schema: pa.Schema, path: Path) -> None:
+def check_schema(schema: pa.Schema, path: StorePath) -> None:
     """Raises:
     ShardError: a column is missing, in another place, of another type, or none of ours.
     """
@@ -125,8 +130,8 @@ def _recipients(batch: pa.RecordBatch, keys: list[str], first: int) -> Iterator[
         yield row, Recipient(*(*values, {k: v for k, v in zip(keys, extra, strict=True) if v is not None}))
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    file = _checked(path, lambda: pq.ParquetFile(path))
+def _open(path: StorePath) -> pq.ParquetFile:
+    file = _checked(path, lambda: pq.ParquetFile(arrow_source(path)))
     try:
         check_schema(file.schema_arrow, path)
     except ShardError:
@@ -135,7 +140,7 @@ def _open(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _checked(path: Path, read: Callable[[], _Read]) -> _Read:
+def _checked(path: StorePath, read: Callable[[], _Read]) -> _Read:
     try:
         return read()
     except FileNotFoundError:

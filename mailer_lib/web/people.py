@@ -14,6 +14,7 @@ from mailer_lib.database.schema import campaigns, contacts, lists, send_links, s
 from mailer_lib.identity import message_key
 from mailer_lib.settings import Settings
 from mailer_lib.shard.recipient import Recipient
+from mailer_lib.shard.store import store
 from mailer_lib.terms import SnapshotState
 from mailer_lib.tokens import Token
 
@@ -107,7 +108,7 @@ def _first(settings: Settings, files: list[_ShardFile], wanted: Callable[[Recipi
 
     for file in files:
         try:
-            for _, recipient in read_shard(settings.storage / file.path):
+            for _, recipient in read_shard(store(settings) / file.path):
                 if wanted(recipient):
                     return recipient
         except ShardError:  # the snapshot has expired

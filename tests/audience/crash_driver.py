@@ -3,7 +3,8 @@
     python -m tests.audience.crash_driver FIRST_SEND STEP RULES LIST
 
 Settings come from the environment. Send FIRST_SEND is built undisturbed; send FIRST_SEND + k is killed before the k-th
-effect (mkdir, rename, replace, rmtree, commit) and then built again. Prints one JSON line for each send.
+effect (mkdir, rename, replace, rmtree, commit; on S3 also each object written or removed) and then built again. Prints
+one JSON line for each send.
 """
 
 import itertools
@@ -14,17 +15,20 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas  # noqa: F401  pyarrow imports it in every child otherwise
 from sqlalchemy import event
 
 from mailer_lib.audience import snapshot
+from mailer_lib.audience.sharing import published_path
 from mailer_lib.audience.snapshot import build, plan_snapshot
 from mailer_lib.audience.verify import verify
 from mailer_lib.database.engine import open_engine
 from mailer_lib.settings import load_settings
 from mailer_lib.shard.files import shard_table
+from mailer_lib.shard.store import S3Path, StorePath, store
 
 
 def run(send_id: int, rules: Any, list_id: int, kill_at: int = 0) -> None:
@@ -36,14 +40,31 @@ def run(send_id: int, rules: Any, list_id: int, kill_at: int = 0) -> None:
         kill_before(engine, kill_at)
     plan = plan_snapshot(engine, settings, send_id, rules=rules, list_id=list_id, weights=(1,))
     made = build(engine, settings, plan)
-    folder = plan.published_folder(settings)
+    path = published_path(engine, plan)
+    assert path is not None
+    folder = store(settings) / path
     contacts = [shard_table(folder / e.path)["contact_id"].to_pylist() for e in made.shards]
-    left = sorted(path.name for path in folder.parent.iterdir() if not path.name.startswith(".publish-"))
-    found = {"send": send_id, "contacts": contacts, "left": left, "inside": sorted(p.name for p in folder.iterdir())}
+    found = {"send": send_id, "contacts": contacts, "left": _left(folder.parent), "inside": _names(folder)}
+    own = plan.folder(settings).parent
+    found["own"] = [] if own == folder.parent else sorted(p.name for p in own.iterdir() if p.name[:9] != ".publish-")
     found |= {"excluded": made.counts.excluded, "problems": verify(folder)}
     sys.stdout.write(json.dumps(found) + "\n")
     sys.stdout.flush()
     engine.dispose()
+
+
+def _names(folder: StorePath) -> list[str]:
+    """What lies directly in a folder of the store, but for locks."""
+    if isinstance(folder, Path):
+        names = {path.name for path in folder.iterdir()}
+    else:
+        names = {path.relative_to(folder).parts[0] for path in folder.files()}
+    return sorted(name for name in names if not name.startswith(".publish-"))
+
+
+def _left(edition: StorePath) -> list[str]:
+    """What the edition has, without the hash that a publication on S3 has in its name."""
+    return [name.partition("-")[0] if name[0] != "." else name for name in _names(edition)]
 
 
 def kill_before(engine: Any, number: int) -> None:
@@ -64,6 +85,8 @@ def kill_before(engine: Any, number: int) -> None:
 
     for module, name in [(os, "rename"), (os, "replace"), (os, "mkdir"), (shutil, "rmtree")]:
         setattr(module, name, watched(getattr(module, name)))
+    for name in ("write_bytes", "unlink", "remove_all"):
+        setattr(S3Path, name, watched(getattr(S3Path, name)))
     event.listen(engine, "commit", count)
 
 

@@ -17,6 +17,7 @@ SENDS = 150  # more than there are effects to be killed before
 
 
 @pytest.mark.fault
+@pytest.mark.usefixtures("any_store")
 def test_killed_before_every_durable_effect_and_run_again(world: World) -> None:
     world.add_many(60, lambda n: {"address": f"p{n}@example.org"})
     world.add("pending@example.org", state="pending")
@@ -27,7 +28,9 @@ def test_killed_before_every_durable_effect_and_run_again(world: World) -> None:
         ]
         connection.execute(insert(sends), [{**row, "created_at": LONG_AGO} for row in rows])
         first = min(connection.scalars(select(sends.c.id)))
-    step = 1 if world.engine.dialect.name == "sqlite" else 3  # every crash point once, and every third on MariaDB
+    shared = world.settings.bucket is not None
+    # Every crash point once, and every third on MariaDB and on S3.
+    step = 1 if world.engine.dialect.name == "sqlite" and not shared else 3
     command = [sys.executable, "-m", "tests.audience.crash_driver", first, step, json.dumps(ON_THE_LIST)]
     run = subprocess.run(
         [*map(str, command), str(world.newsletter)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
@@ -39,7 +42,9 @@ def test_killed_before_every_durable_effect_and_run_again(world: World) -> None:
     for found in (undisturbed, *killed, whole):
         assert found["problems"] == []
         assert found["contacts"] == undisturbed["contacts"] and found["excluded"] == 1
-        assert found["left"] == ["1"], "nothing but the published phase is left"
+        # On S3 the plan stays, for a range that is asked for late; it holds no person.
+        assert found["left"] == ([".building-1", "1"] if shared else ["1"]), "nothing but the published phase is left"
+        assert found["own"] == [], "and nothing on this machine"
         assert found["inside"] == ["excluded", "manifest.json", "plan.json", "shard=0000", "shard=0001"]
     assert sum(map(len, undisturbed["contacts"])) == 60
     assert {(row.phase, row.state) for row in world.fetch(select(snapshots))} == {(1, "published")}

@@ -15,8 +15,11 @@ from sqlalchemy import Connection, select
 
 from mailer_lib.audience import catalogue, criteria, sampling
 from mailer_lib.audience.rules import CriteriaError, parse
+from mailer_lib.contacts import attributes
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import audit_log, contacts
+from mailer_lib.terms import AttributeType
+from tests.audience.events import Event, write_events
 from tests.audience.world import ATTRIBUTES, CHOICES, EVERYBODY, LONG_AGO, World, add_contact, rule
 
 NOW = datetime(2024, 2, 28, 23, 30, tzinfo=UTC)  # already the 29th in Berlin
@@ -24,12 +27,13 @@ NOW = datetime(2024, 2, 28, 23, 30, tzinfo=UTC)  # already the 29th in Berlin
 
 def picked(world: World, tree: Any) -> set[str]:
     with read(world.engine) as connection:
-        return select_addresses(connection, tree)
+        return select_addresses(world, connection, tree)
 
 
-def select_addresses(connection: Connection, tree: Any) -> set[str]:
-    condition = sampling.condition(connection, tree, catalogue.load(connection), now=NOW)
-    return set(connection.scalars(select(contacts.c.address_given).where(condition)))
+def select_addresses(world: World, connection: Connection, tree: Any) -> set[str]:
+    known = catalogue.load(connection)
+    with sampling.picking(connection, world.settings, tree, known, now=NOW) as condition:
+        return set(connection.scalars(select(contacts.c.address_given).where(condition)))
 
 
 # --- the same tree, evaluated in plain Python -------------------------------------------------------------------------
@@ -53,6 +57,8 @@ def evaluate_rule(rule: dict[str, Any], person: dict[str, Any], zone: ZoneInfo) 
     field, operator, operand = rule["field"], rule["operator"], rule["value"]
     if field == "criteria":
         return evaluate(STORED[operand], person) == (operator == "=")
+    if field.startswith("behaviour."):
+        return evaluate_behaviour(field.removeprefix("behaviour."), operator, operand, person["did"], zone)
     if field in {"list", "list.confirmed"}:
         on = {name for name, its in person["on"].items() if field == "list" or its["state"] == "confirmed"}
         wanted = operand if isinstance(operand, list) else [operand]
@@ -98,6 +104,30 @@ def evaluate_days(value: str | datetime, operator: str, days: int, zone: ZoneInf
         return any(celebrates(day, today + timedelta(n)) for n in range(days + 1))
     age = (today - day).days
     return {"inLastDays": 0 <= age <= days, "beforeLastDays": age > days, "inNextDays": 0 <= -age <= days}[operator]
+
+
+def evaluate_behaviour(kind: str, operator: str, operand: Any, did: list[Event], zone: ZoneInfo) -> bool:
+    asked = operand if isinstance(operand, dict) else {"times": operand}
+
+    def counts(event: Event) -> bool:
+        name, _, edition = (asked.get("campaign") or "").partition("#")
+        day = event.at.astimezone(zone).date()
+        return (
+            event.kind == kind
+            and event.at <= NOW
+            and (not event.machine or asked.get("includeMachine", False))
+            and name in {"", event.campaign}
+            and edition in {"", event.edition}
+            and ("withinDays" not in asked or 0 <= (NOW.astimezone(zone).date() - day).days <= asked["withinDays"])
+            and (asked.get("from") is None or evaluate_moment(event.at, ">=", asked["from"], zone))
+            and (asked.get("to") is None or evaluate_moment(event.at, "<=", asked["to"], zone))
+        )
+
+    found, times = sum(map(counts, did)), asked.get("times")
+    if operator in {"null", "notNull"}:
+        return (found == 0) == (operator == "null")
+    compare = {"=": found == times, "<": found < times, "<=": found <= times, ">": found > times, ">=": found >= times}
+    return compare[operator]
 
 
 def celebrates(born: date, on: date) -> bool:
@@ -166,6 +196,16 @@ STORED = {
 subscribed = st.fixed_dictionaries({"state": states, "source": st.none() | texts, "confirmed_at": st.none() | moments})
 
 
+events = st.builds(
+    Event,
+    kind=st.sampled_from(["sent", "opened", "clicked", "bounced"]),
+    campaign=st.sampled_from(["spring-sale", "welcome"]),
+    edition=st.sampled_from(["1", "2"]),
+    at=moments.map(lambda at: at.replace(microsecond=at.microsecond // 1000 * 1000)),
+    machine=st.booleans(),
+)
+
+
 @st.composite
 def people(draw: st.DrawFn) -> dict[str, Any]:
     optional = {
@@ -185,6 +225,7 @@ def people(draw: st.DrawFn) -> dict[str, Any]:
         "created_at": draw(moments | st.just(datetime(2024, 2, 29, tzinfo=UTC))),
         "attributes": draw(st.fixed_dictionaries({}, optional={k: st.none() | v for k, v in optional.items()})),
         "on": draw(st.dictionaries(names, subscribed)),
+        "did": draw(st.lists(events, max_size=4)),
     }
 
 
@@ -207,6 +248,32 @@ def one_rule(field: str, operations: st.SearchStrategy[tuple[str, Any]]) -> st.S
     return chosen.map(lambda pair: {"field": field, "operator": pair[0], "value": pair[1]})
 
 
+operand_moments = moments.map(datetime.isoformat) | st.sampled_from(
+    ["2024-02-28", "2024-02-29", "2024-02-29T01:00:00+01:00"]
+)
+when = st.fixed_dictionaries({}, optional={"withinDays": st.integers(0, 2)}) | st.fixed_dictionaries(
+    {}, optional={"from": st.none() | operand_moments, "to": st.none() | operand_moments}
+)
+whatever = st.fixed_dictionaries(
+    {},
+    optional={
+        "campaign": st.sampled_from([None, "spring-sale", "spring-sale#2", "welcome#1"]),
+        "includeMachine": st.booleans(),
+    },
+)
+behaviour_rules = st.builds(
+    lambda kind, operation, where, limits: {
+        "field": f"behaviour.{kind}",
+        "operator": operation[0],
+        "value": where | limits | ({} if operation[1] is None else {"times": operation[1]}),
+    },
+    st.sampled_from(["sent", "opened", "clicked", "bounced"]),
+    st.tuples(st.sampled_from(["=", "<=", ">"]), st.integers(0, 2))
+    | st.tuples(st.sampled_from(["<", ">="]), st.integers(1, 2))
+    | st.tuples(st.sampled_from(["null", "notNull"]), st.none()),
+    whatever,
+    when,
+)
 text_rules = st.sampled_from(TEXT_FIELDS).flatmap(
     lambda field: one_rule(
         field,
@@ -222,11 +289,9 @@ list_rules = st.sampled_from(["list", "list.confirmed"]).flatmap(
         | st.tuples(st.sampled_from(["in", "notIn"]), st.lists(names, min_size=1, max_size=2)),
     )
 )
-operand_moments = moments.map(datetime.isoformat) | st.sampled_from(
-    ["2024-02-28", "2024-02-29", "2024-02-29T01:00:00+01:00"]
-)
 rules = (
     text_rules
+    | behaviour_rules
     | list_rules
     | ordered("attribute.points", numbers)
     | ordered("attribute.customer_since", days)
@@ -273,17 +338,42 @@ def store_criteria(connection: Connection) -> None:
         criteria.save(connection, catalogue.load(connection), name, tree, actor="test")
 
 
-@given(tree=zoned_trees, population=st.lists(people(), min_size=1, max_size=6))
+populations = st.lists(people(), min_size=1, max_size=6)
+
+
+@given(tree=zoned_trees, population=populations)
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_sql_picks_whom_plain_python_picks(
     world: World, tree: dict[str, Any], population: list[dict[str, Any]]
 ) -> None:
+    compare_with_python(world, tree, population)
+
+
+@pytest.fixture
+def indexed_world(world: World) -> World:
+    """Every attribute that can have an index has one."""
+    for key, type_ in ATTRIBUTES.items():
+        if type_ != AttributeType.TEXT_LIST:
+            attributes.index(world.engine, key, actor="test")
+    return world
+
+
+@given(tree=zoned_trees, population=populations)
+@hypothesis_settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_index_changes_nobody(indexed_world: World, tree: dict[str, Any], population: list[dict[str, Any]]) -> None:
+    compare_with_python(indexed_world, tree, population)
+
+
+def compare_with_python(world: World, tree: dict[str, Any], population: list[dict[str, Any]]) -> None:
     with pytest.raises(_UndoError), write(world.engine) as connection:
         store_criteria(connection)
+        did: dict[int, list[Event]] = {}
         for number, person in enumerate(population):
-            add_contact(connection, world, f"p{number}@example.org", **person)
+            columns = {name: value for name, value in person.items() if name != "did"}
+            did[add_contact(connection, world, f"p{number}@example.org", **columns)] = person["did"]
+        write_events(world, did)
         expected = {f"p{n}@example.org" for n, person in enumerate(population) if evaluate(tree, person)}
-        assert select_addresses(connection, tree) == expected
+        assert select_addresses(world, connection, tree) == expected
         raise _UndoError
 
 

@@ -160,7 +160,7 @@ def test_all_reasons_are_told_and_counted(world: World) -> None:
     mask = reasons(world)["bad@barred.example"]
     assert mask & R.BOUNCED and mask & R.COMPLAINED and mask & R.SUPPRESSED_DOMAIN and mask & R.SUPPRESSED_ADDRESS
     with read(world.engine) as connection:
-        found = count(connection, EVERYBODY, catalogue.load(connection), world.newsletter)
+        found = count(connection, world.settings, EVERYBODY, catalogue.load(connection), world.newsletter)
     assert (found.matching, found.mailable, found.barred) == (2, 1, 1)
     assert found.by_reason == dict.fromkeys(reason_names(mask), 1)
 

@@ -70,6 +70,9 @@ def test_root_keys(tree: dict[str, Any]) -> None:
         rule("attribute.x", "~", "x"),
         rule("created_at", "inLastDays", -1),
         rule("subscription.newsletter.confirmed_at", "contains", "x"),
+        rule("behaviour.opened", ">=", {"withinDays": 3}),
+        rule("behaviour.opened", "null", {"times": 3}),
+        rule("behaviour.opened", "contains", "x"),
     ],
 )
 def test_what_is_no_tree_anywhere_is_not_valid(tree: Any) -> None:

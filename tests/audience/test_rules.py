@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mailer_lib.audience.behaviour import Behaviour, Occurrence
 from mailer_lib.audience.catalogue import SUITED, Catalogue, Operator
 from mailer_lib.audience.criteria import read_tree
 from mailer_lib.audience.operands import Span
@@ -20,6 +21,7 @@ from mailer_lib.audience.rules import (
     Group,
     Rule,
     Sample,
+    behaviours,
     parse,
     references,
 )
@@ -32,7 +34,9 @@ STORED = {
     "broken": rule("criteria", "=", "outdated"),
     "outdated": {"combinator": "or", "rules": [*rule("locale", "=", "de")["rules"], *rule("gone", "=", "x")["rules"]]},
 }
-CATALOGUE = Catalogue(ATTRIBUTES, {"newsletter": 1, "offers": 2}, CHOICES, STORED)
+CATALOGUE = Catalogue(
+    ATTRIBUTES, {"newsletter": 1, "offers": 2}, CHOICES, STORED, frozenset({"spring-sale", "welcome"})
+)
 NOW = datetime(2026, 11, 24, 23, 30, tzinfo=UTC)
 
 
@@ -101,6 +105,56 @@ def test_a_tree_has_a_time_zone_for_its_days() -> None:
     assert only_rule(rule("created_at", "=", "2026-11-25") | berlin).values == (Span(day, day + timedelta(days=1)),)
     (long_day,) = only_rule(rule("created_at", "=", "2026-10-25") | berlin).values
     assert isinstance(long_day, Span) and long_day.end - long_day.start == timedelta(hours=25)
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "least", "most", "absent"),
+    [
+        ("null", None, 1, None, True),
+        ("notNull", {}, 1, None, False),
+        ("=", 0, 1, None, True),
+        ("=", {"times": "2"}, 2, 2, False),
+        (">=", 2, 2, None, False),
+        (">", 2, 3, None, False),
+        ("<", 2, 2, None, True),
+        ("<=", {"times": 0}, 1, None, True),
+        ("<=", 2, 3, None, True),
+    ],
+)
+def test_how_often_is_a_set_of_people_or_everybody_else(
+    operator: str, value: Any, least: int, most: int | None, absent: bool
+) -> None:
+    (asked,) = only_rule(rule("behaviour.opened", operator, value)).values
+    assert isinstance(asked, Occurrence)
+    assert (asked.people.least, asked.people.most, asked.absent) == (least, most, absent)
+
+
+def asked_of(value: dict[str, Any], **root: Any) -> Behaviour:
+    (asked,) = only_rule(rule("behaviour.sent", "notNull", value) | root).values
+    assert isinstance(asked, Occurrence)
+    return asked.people
+
+
+def test_behaviour_ends_now_and_begins_with_a_day_of_the_tree() -> None:
+    after_now = NOW + timedelta(microseconds=1)
+    everything = asked_of({})
+    assert (everything.since, everything.until, everything.campaign) == (None, after_now, None)
+    assert asked_of({"withinDays": 0}, timezone="Europe/Berlin").since == datetime(2026, 11, 24, 23, tzinfo=UTC)
+    assert asked_of({"withinDays": "1"}).since == datetime(2026, 11, 23, tzinfo=UTC)
+    span = asked_of({"from": "2026-11-01", "to": "2026-11-02"})
+    assert (span.since, span.until) == (datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=UTC))
+    assert asked_of({"to": "2027-01-01"}).until == after_now
+    edition = asked_of({"campaign": "spring-sale#3", "includeMachine": True})
+    assert (edition.campaign, edition.edition, edition.machines) == ("spring-sale", "3", True)
+
+
+def test_the_same_question_is_one_set() -> None:
+    opened = rule("behaviour.opened", ">=", 2)["rules"] * 2 + rule("behaviour.opened", "<", 2)["rules"]
+    tree = {"combinator": "or", "rules": opened + rule("behaviour.opened", "notNull")["rules"]}
+    assert [each.least for each in behaviours(parse(tree, CATALOGUE, now=NOW))] == [2, 1]
+    many = {"combinator": "or", "rules": [r for n in range(30) for r in rule("behaviour.sent", "=", n)["rules"]]}
+    with pytest.raises(CriteriaError, match="30 different behaviours"):
+        parse(many, CATALOGUE, now=NOW)
 
 
 def test_a_sample_is_a_percentage_or_a_number_with_a_seed() -> None:
@@ -194,6 +248,22 @@ def test_keys_that_only_the_editor_needs_are_passed_over() -> None:
         (rule("created_at", "inLastDays", -1), "$.rules[0].value", "0 to 36525, not -1"),
         (rule("created_at", "inLastDays", 1.5), "$.rules[0].value", "whole number of days"),
         (rule("attribute.customer_since", "anniversaryInDays", 366), "$.rules[0].value", "0 to 365"),
+        (rule("behaviour.opened", ">=", 0), "$.rules[0].value.times", '">=" 0 is everybody'),
+        (rule("behaviour.opened", "<", 0), "$.rules[0].value.times", "is nobody"),
+        (rule("behaviour.opened", "=", {"times": 1.5}), "$.rules[0].value.times", "a whole number"),
+        (rule("behaviour.opened", "=", {}), "$.rules[0].value.times", "not null"),
+        (rule("behaviour.opened", "null", {"times": 1}), "$.rules[0].value.times", 'means nothing with "null"'),
+        (rule("behaviour.opened", "null", 3), "$.rules[0].value", "must be an object"),
+        (rule("behaviour.opened", "=", [1]), "$.rules[0].value", "must be an object"),
+        (rule("behaviour.opened", "between", [1, 2]), "$.rules[0].operator", "behaviour.opened takes ="),
+        (rule("behaviour.opened", "null", {"within": 3}), "$.rules[0].value", '"within", which means nothing'),
+        (rule("behaviour.opened", "null", {"withinDays": -1}), "$.rules[0].value.withinDays", "0 to 36525"),
+        (rule("behaviour.opened", "null", {"withinDays": 1, "to": "2026-01-01"}), "$.rules[0].value", "either"),
+        (rule("behaviour.opened", "null", {"from": "1.1.2026"}), "$.rules[0].value.from", "must be a day"),
+        (rule("behaviour.opened", "null", {"includeMachine": 1}), "$.rules[0].value.includeMachine", "true or false"),
+        (rule("behaviour.sent", "null", {"campaign": "sprig-sale"}), "$.rules[0].value.campaign", '"spring-sale"'),
+        (rule("behaviour.sent", "null", {"campaign": "welcome#"}), "$.rules[0].value.campaign", "welcome#1"),
+        (rule("behaviour.sent", "null", {"campaign": "welcome#../1"}), "$.rules[0].value.campaign", "welcome#1"),
         (rule("subscription.newsleter.state", "=", "x"), "$.rules[0].field", '"subscription.newsletter.state"'),
         (rule("criteria", "=", "golden"), "$.rules[0].value", 'no criteria "golden"; did you mean "gold"?'),
         (rule("list", "=", "newsleter"), "$.rules[0].value", 'did you mean "newsletter"?'),

@@ -26,8 +26,9 @@ def crowd(world: World) -> World:
 
 def picked(world: World, tree: Any, last_id: int | None = None) -> set[str]:
     with read(world.engine) as connection:
-        condition = sampling.condition(connection, tree, catalogue.load(connection), now=now(), last_id=last_id)
-        return set(connection.scalars(select(contacts.c.address_given).where(condition)))
+        known = catalogue.load(connection)
+        with sampling.picking(connection, world.settings, tree, known, now=now(), last_id=last_id) as condition:
+            return set(connection.scalars(select(contacts.c.address_given).where(condition)))
 
 
 def in_order(world: World, seed: str, addresses: set[str]) -> list[str]:

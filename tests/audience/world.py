@@ -55,18 +55,19 @@ class World:
             for key, type_ in ATTRIBUTES.items():
                 declare(connection, key, type_, choices=CHOICES.get(key, ()))
             pool = connection.execute(insert(sending_pools).values(name="pool-of-audience", created_at=LONG_AGO))
-            made = connection.execute(
-                insert(campaigns).values(
-                    name="spring-sale",
-                    definition={},
-                    list_id=world.newsletter,
-                    pool_id=pool.inserted_primary_key[0],
-                    created_at=LONG_AGO,
-                    updated_at=LONG_AGO,
-                    updated_by="test",
+            for name in ("welcome", "spring-sale"):
+                made = connection.execute(
+                    insert(campaigns).values(
+                        name=name,
+                        definition={},
+                        list_id=world.newsletter,
+                        pool_id=pool.inserted_primary_key[0],
+                        created_at=LONG_AGO,
+                        updated_at=LONG_AGO,
+                        updated_by="test",
+                    )
                 )
-            )
-            world.campaign_id = made.inserted_primary_key[0]
+            world.campaign_id = made.inserted_primary_key[0]  # of spring-sale
         return world
 
     @property

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Engine
 
 from mailer_lib.settings import Settings
-from tests.audience.world import ON_THE_LIST, World, rule
+from tests.audience.events import Event, write_events
+from tests.audience.world import LONG_AGO, ON_THE_LIST, World, rule
 
 Mailfleet = Callable[..., Any]
 
@@ -81,14 +82,38 @@ def test_explain_shows_the_plan_and_warns_of_scans(
     explained = mailfleet("criteria", "explain", "gold")
     assert explained.code == 0
     assert "contacts" in explained.stdout
-    assert "warning: every contact is read\nwarning: attribute.tier is read out of each contact's JSON" in (
-        explained.stdout
-    )
+    says = "warning: every contact is read\nwarning: attribute.tier is read out of each contact's JSON; `mailfleet "
+    assert f"{says}attributes index tier` would avoid it" in explained.stdout
+    assert mailfleet("attributes", "index", "tier").stdout == "tier: indexed\n"
+    explained = mailfleet("criteria", "explain", "gold").stdout
+    assert "ix_attr_tier" in explained and "warning" not in explained
+    assert mailfleet("criteria", "count", "gold", "--list", "newsletter").code == 0
+    assert mailfleet("attributes", "unindex", "tier").stdout == "tier: no longer indexed\n"
+    assert "every contact is read" in mailfleet("criteria", "explain", "gold").stdout
+    assert mailfleet("attributes", "declare", "size=number", "--indexed").code == 0
+    assert "yes" in mailfleet("attributes", "list").stdout
     mailfleet("criteria", "save", "home", tree(rule("domain", "=", "x1.example")))
     assert "warning" not in mailfleet("criteria", "explain", "home").stdout
     sample = {"sample": {"count": 3, "seed": "x"}}
     mailfleet("criteria", "save", "some", tree(rule("domain", "=", "x1.example") | sample))
     assert "one more pass" in mailfleet("criteria", "explain", "some").stdout
+
+
+def test_behaviour_is_counted_explained_and_shown(
+    world: World, mailfleet: Mailfleet, tree: Callable[[Any], Path]
+) -> None:
+    ann, _ = world.add("ann@example.org"), world.add("bob@example.org")
+    write_events(world, {ann: [Event("opened", LONG_AGO)] * 2})
+    mailfleet("criteria", "save", "readers", tree(rule("behaviour.opened", "=", {"times": 2, "campaign": "welcome"})))
+    counted = mailfleet("criteria", "count", "readers", "--list", "newsletter")
+    assert counted.stdout.split()[:2] == ["matching", "0"]
+    mailfleet("criteria", "save", "readers", tree(rule("behaviour.opened", "=", 2)))
+    counted = mailfleet("criteria", "count", "readers", "--list", "newsletter")
+    assert (counted.code, counted.stdout.split()[:2]) == (0, ["matching", "1"])
+    shown = mailfleet("criteria", "sql", "readers").stdout
+    assert "EXISTS (SELECT behaviour_" in shown and ": opened 2 to 2 times until " in shown
+    assert "behaviour_" in mailfleet("criteria", "explain", "readers").stdout
+    assert mailfleet("behaviour", "refresh").code == 0
 
 
 def test_errors_are_sentences_with_file_and_path(

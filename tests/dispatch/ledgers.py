@@ -10,6 +10,7 @@ from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease, extend_grant, get_lease, settle_lease, take_lease
 from mailer_lib.dispatch.shard_columns import load_columns
 from mailer_lib.dispatch.tally import count
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Outcome
 from tests.dispatch.world import World
 
@@ -47,16 +48,16 @@ def write_ledger(world: World, lease: Lease, records: Iterable[Record], *, settl
     """As if the agent had written this and the slot had accounted for it."""
     head: list[Record] = [Header("j", lease.shard, lease.phase, lease.epoch, lease.first_row), Opened(1, "b", 1, AT_MS)]
     data = b"".join(encode(record) for record in [*head, *records])
-    kept = KeptLedger(world.settings.storage, lease)
+    kept = KeptLedger(store(world.settings), lease)
     delta = kept.take(lambda offset, limit: data[offset : offset + limit], 1 << 20)
     record_progress(world.engine, lease, delta.next_offset, count(delta.records, lambda row: 0).tally)
     lease = fresh(world, lease)
     if settle:
-        KeptLedger(world.settings.storage, lease).finish()
+        KeptLedger(store(world.settings), lease).finish()
         settle_lease(world.engine, lease.id)
     return fresh(world, lease)
 
 
 def intents(world: World, lease: Lease, rows: Iterable[int]) -> list[Record]:
-    keys = load_columns(world.settings.storage / lease.snapshot_path / lease.shard_path).message_key
+    keys = load_columns(store(world.settings) / lease.snapshot_path / lease.shard_path).message_key
     return [Intent(row, keys[row], 1, "1.1", AT_MS) for row in rows]

@@ -15,6 +15,7 @@ from mailer_lib.dispatch.sends import find_send
 from mailer_lib.dispatch.topup import already_sent
 from mailer_lib.dispatch.unknown import unknown_rows
 from mailer_lib.identity import message_key
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Control, Outcome, SendMode, SendState, UnknownPolicy
 from tests.dispatch.ledgers import deferral, final, intents, leased, write_ledger
 from tests.dispatch.world import PROVIDERS, World
@@ -38,6 +39,7 @@ def one_of_each(world: World) -> int:
     return send_id
 
 
+@pytest.mark.usefixtures("any_store")
 def test_every_outcome_is_counted_once(world: World) -> None:
     books = balance(world.engine, world.settings, one_of_each(world))
     assert books.line() == (
@@ -68,10 +70,11 @@ def test_a_counter_that_differs_from_the_ledger_is_named(sqlite_world: World) ->
         balance(world.engine, world.settings, send_id)
 
 
+@pytest.mark.usefixtures("any_store")
 def test_a_ledger_that_is_gone_or_changed_is_named(sqlite_world: World) -> None:
     world = sqlite_world
     send_id = one_of_each(world)
-    (ledger,) = (world.settings.storage / "snapshots").rglob("*.ledger")
+    (ledger,) = store(world.settings).glob("snapshots/*/*/*/ledgers/*.ledger")
     ledger.write_bytes(ledger.read_bytes().replace(b"injected", b"rejected"))
     assert "checksum" in read_books(world.engine, world.settings, send_id)[1][0]
     ledger.unlink()
@@ -83,7 +86,7 @@ def test_a_second_outcome_of_a_row_is_named(sqlite_world: World) -> None:
     send_id = world.send()
     world.publish(send_id, [2])
     lease = write_ledger(world, leased(world, send_id), [final(0), final(1)], settle=False)
-    path = KeptLedger(world.settings.storage, lease).path
+    path = KeptLedger(store(world.settings), lease).path
     extra = encode(final(1))
     path.write_bytes(path.read_bytes() + extra)
     with write(world.engine) as connection:
@@ -95,7 +98,7 @@ def test_a_second_outcome_of_a_row_is_named(sqlite_world: World) -> None:
 def test_a_changed_manifest_is_named(sqlite_world: World) -> None:
     world = sqlite_world
     send_id = one_of_each(world)
-    (manifest,) = (world.settings.storage / "snapshots").rglob("manifest.json")
+    (manifest,) = store(world.settings).glob("snapshots/*/*/*/manifest.json")
     manifest.write_text(manifest.read_text().replace('"frozen": 7', '"frozen": 8'))
     problems = read_books(world.engine, world.settings, send_id)[1]
     assert "the manifest of phase 1 was changed after it was published" in problems

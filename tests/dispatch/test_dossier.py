@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from sqlalchemy import insert, select
 
 from mailer_lib.contacts.consent import unsubscribe
@@ -45,6 +46,7 @@ def sent(world: World) -> None:
     (day / "1.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"torn')
 
 
+@pytest.mark.usefixtures("any_store")
 def test_contact_consent_messages_and_events(world: World) -> None:
     sent(world)
     found = dossier(world.engine, world.settings, "P1@Outlook.example", actor="ann")

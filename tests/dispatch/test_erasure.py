@@ -15,10 +15,12 @@ from mailer_lib.database.schema import audit_log, sends, snapshots
 from mailer_lib.dispatch import control
 from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.erasure import erase, expire, finish
-from mailer_lib.dispatch.lease import hand_back
+from mailer_lib.dispatch.kept_ledger import KeptLedger
+from mailer_lib.dispatch.lease import hand_back, settle_lease
 from mailer_lib.dispatch.slot import SlotState, run_slot
 from mailer_lib.dispatch.steps import close_step
 from mailer_lib.shard.files import read_shard
+from mailer_lib.shard.store import store
 from mailer_lib.sink.process import SinkProcess, start
 from mailer_lib.terms import Outcome, SendState
 from tests.dispatch.ledgers import final, intents, leased, write_ledger
@@ -45,7 +47,7 @@ def no_agent_stays(settings: object) -> Iterator[None]:
 
 def addresses(world: World, phase: int = 1) -> list[str]:
     """In the order of the rows."""
-    folder = world.settings.storage / f"snapshots/{world.campaign}/1/{phase}"
+    folder = store(world.settings) / f"snapshots/{world.campaign}/1/{phase}"
     return [who.address for e in manifests.load(folder).shards for _, who in read_shard(folder / e.path)]
 
 
@@ -60,6 +62,7 @@ def finished(world: World, rows: int = 4) -> int:
     return send_id
 
 
+@pytest.mark.usefixtures("any_store")
 def test_erased_after_a_send_and_the_books_still_balance(world: World) -> None:
     send_id = finished(world)
     before = balance(world.engine, world.settings, send_id)
@@ -69,7 +72,8 @@ def test_erased_after_a_send_and_the_books_still_balance(world: World) -> None:
     assert "dispatch server local-1: mail queue and log of its MTA (spring-sale#1)" in done.elsewhere
     assert addresses(world) == ["p0@gmail.example", "", "p2@yahoo.example", "p3@other.example"]
     assert balance(world.engine, world.settings, send_id) == before
-    for path in world.settings.home.rglob("*"):
+    root = store(world.settings)
+    for path in [*world.settings.home.rglob("*"), *([] if isinstance(root, Path) else root.files())]:
         assert not path.is_file() or b"p1@outlook" not in path.read_bytes().lower()
     with read(world.engine) as connection:
         said = connection.execute(select(audit_log.c.action, audit_log.c.object, audit_log.c.detail)).all()
@@ -123,6 +127,7 @@ def test_a_blanked_row_can_not_be_sent_even_when_they_came_back(sqlite_world: Wo
     assert (books[Outcome.INJECTED], books[Outcome.FAILED], books.balanced) == (5, 1, True)
 
 
+@pytest.mark.usefixtures("any_store")
 def test_erased_while_a_server_sends_the_shard_and_blanked_when_the_send_is_closed(
     sqlite_world: World, sink: SinkProcess
 ) -> None:
@@ -159,7 +164,8 @@ def test_a_server_that_had_the_shard_before_gets_the_blanked_file(sqlite_world: 
     lease = write_ledger(world, lease, [*intents(world, lease, range(2)), final(0), final(1)], settle=False)
     hand_back(world.engine, lease)
     assert len(erase(world.engine, world.settings, "p9@outlook.example", actor="ann").waiting) == 1
-    write_ledger(world, lease, [])
+    KeptLedger(store(world.settings), lease).finish()
+    settle_lease(world.engine, lease.id)
     assert finish(world.engine, world.settings, actor="ann").waiting == ()
     assert addresses(world)[9] == ""
     assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.DONE
@@ -175,6 +181,7 @@ def test_finish_leaves_what_was_frozen_after_they_came_back(sqlite_world: World)
     assert addresses(world)[1] == "p1@outlook.example"
 
 
+@pytest.mark.usefixtures("any_store")
 def test_old_snapshots_expire_when_their_send_is_over(world: World) -> None:
     send_id = finished(world)
     before = balance(world.engine, world.settings, send_id)

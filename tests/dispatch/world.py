@@ -1,6 +1,7 @@
 """A published snapshot without the road that leads to it: rows and files as the stages before dispatch leave them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from mailer_lib.identity import message_key
 from mailer_lib.message.campaign import Campaign
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import shard_schema, write_shard
+from mailer_lib.shard.store import store
 from mailer_lib.terms import Control, SendMode, SendState, ServerState, ShardState, SnapshotState
 
 PROVIDERS = ("gmail", "outlook", "yahoo", "other")
@@ -68,7 +70,7 @@ class World:
             edition = connection.scalar(select(sends.c.edition).where(sends.c.id == send_id))
         send_key = identity.send_key(self.campaign, edition)
         path = f"snapshots/{self.campaign}/{edition}/{phase}"
-        folder = self.settings.storage / path
+        folder = store(self.settings) / path
         entries, person = [], people_from
         by_provider: dict[str, int] = {}
         for number, size in enumerate(sizes):
@@ -123,7 +125,8 @@ class World:
                 by_variant=(sum(sizes), 0),
             ),
         )
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "manifest.json", manifest.dump())
         with write(self.engine) as connection:
             snapshot_id = connection.execute(

@@ -1,6 +1,7 @@
 """A whole send by the shipped commands: import, criteria, campaign, send, books; on one machine, without Airflow."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,8 +20,9 @@ from mailer_lib.contacts.consent import unsubscribe
 from mailer_lib.contacts.lists import list_id
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import sends
-from mailer_lib.dispatch import control
-from mailer_lib.dispatch.campaign_run import Answer, Hooks, Trigger, run_send
+from mailer_lib.dispatch import control, steps
+from mailer_lib.dispatch.campaign_run import Answer, Hooks, Trigger, run_send, run_slots
+from mailer_lib.dispatch.plan import Slot
 from mailer_lib.dispatch.sends import ClaimedError, find_send, process_claim
 from mailer_lib.dispatch.slot import SlotProgress, SlotState
 from mailer_lib.settings import Settings, load_settings
@@ -155,6 +157,7 @@ class Serving:
         self.thread.join(20)
 
 
+@pytest.mark.usefixtures("any_store")
 def test_a_send_reaches_everybody_once_and_again_nobody(shop_anywhere: Shop) -> None:
     shop = shop_anywhere
     ran = shop.mailfleet("send", "start", "hello", "--yes")
@@ -285,6 +288,7 @@ def test_pause_resume_unsubscribe_and_a_second_trigger_while_it_runs(shop_anywhe
     assert len(set(shop.received())) == PEOPLE - 1
 
 
+@pytest.mark.usefixtures("any_store")
 def test_a_stopped_send_books_the_rest_as_cancelled_and_a_new_trigger_sends_it(shop: Shop) -> None:
     shop.campaign("pace_per_s: 12")
     live = Live(shop)
@@ -304,6 +308,7 @@ def test_a_stopped_send_books_the_rest_as_cancelled_and_a_new_trigger_sends_it(s
     assert shop.books()["injected"] == PEOPLE
 
 
+@pytest.mark.usefixtures("any_store")
 def test_a_killed_command_is_started_again_and_goes_on_with_the_agents_that_outlived_it(shop: Shop) -> None:
     shop.campaign("pace_per_s: 12")
     command = [sys.executable, "-m", "mailer_lib.cli", "send", "start", "hello", "--yes"]
@@ -324,6 +329,36 @@ def test_a_killed_command_is_started_again_and_goes_on_with_the_agents_that_outl
     books = shop.books()
     assert (books["injected"], books["unknown"], books["duplicates"], books["phases"]) == (PEOPLE, 0, 0, 1)
     assert len(shop.received()) == len(set(shop.received())) == PEOPLE
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("_store", ["s3"], indirect=True)
+def test_one_machine_freezes_and_another_sends(shop: Shop, tmp_path: Path) -> None:
+    """They share the database, the keys and a store on S3, and no folder."""
+    shutil.copytree(shop.settings.keys_dir, tmp_path / "other" / "keys")
+    shop.settings.storage.rename(tmp_path / "not here")
+    other = shop.settings.model_copy(update={"home": tmp_path / "other"})
+    engine, claim = shop.engine, process_claim()
+    opened = steps.open_step(
+        engine, shop.settings, campaign="hello", edition="1", mode=SendMode.SEND, launched_by="ann", claim=claim
+    )
+    send = opened["send_id"], claim
+    steps.freeze_message(engine, shop.settings, *send)
+    plan = steps.plan_recipients(engine, shop.settings, *send)
+    for index in range(plan["ranges"]):
+        steps.build_recipients(engine, other, *send, plan["plan"], index)
+    assert steps.publish_recipients(engine, shop.settings, *send)["frozen"] == PEOPLE
+    steps.check_message(engine, other, *send)
+    steps.approval_summary(engine, other, *send)
+    steps.skip_approval(engine, other, *send)
+    slots = [Slot(**slot) for slot in steps.start_sending(engine, other, *send)]
+    run_slots(engine, other, opened["send_id"], slots, claim=claim, hooks=Hooks())
+    books = steps.close_step(engine, shop.settings, *send)
+    assert (books["injected"], books["duplicates"], books["balanced"]) == (PEOPLE, 0, True)
+    assert len(set(shop.received())) == len(shop.received()) == PEOPLE
+    for storage in (shop.settings.storage, other.storage):
+        left = [path for path in storage.rglob("*") if path.is_file() and path.suffix not in (".lock", ".json")]
+        assert [path for path in left if "snapshots" in path.parts] == []
 
 
 def test_an_approval_is_void_when_the_message_changes_meanwhile(shop: Shop) -> None:

@@ -19,6 +19,7 @@ def upgrade() -> None:
     sa.Column('type', Exact(16), nullable=False, comment='terms.AttributeType'),
     sa.Column('label', sa.String(length=128), nullable=True),
     sa.Column('choices', sa.JSON(none_as_null=True), nullable=True, comment='type enum: array of texts'),
+    sa.Column('indexed', sa.SmallInteger(), server_default='0', nullable=False, comment='1: contacts has a generated column'),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.PrimaryKeyConstraint('key', name=op.f('pk_attribute_types')),
     mariadb_charset='utf8mb4',
@@ -61,7 +62,8 @@ def upgrade() -> None:
     mariadb_charset='utf8mb4',
     mariadb_engine='InnoDB',
     mysql_charset='utf8mb4',
-    mysql_engine='InnoDB'
+    mysql_engine='InnoDB',
+    sqlite_autoincrement=True
     )
     op.create_index('ix_contacts_domain', 'contacts', ['domain'], unique=False)
     op.create_index('ix_contacts_provider', 'contacts', ['provider'], unique=False)
@@ -89,6 +91,7 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_index('ix_domain_suppressions_created', 'domain_suppressions', ['created_at'], unique=False)
     op.create_table('import_jobs',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('fingerprint', Exact(64), nullable=False, comment='sha256 of file and options'),
@@ -466,6 +469,7 @@ def downgrade() -> None:
     op.drop_table('seed_addresses')
     op.drop_table('lists')
     op.drop_table('import_jobs')
+    op.drop_index('ix_domain_suppressions_created', table_name='domain_suppressions')
     op.drop_table('domain_suppressions')
     op.drop_table('criteria')
     op.drop_index('ix_contacts_provider', table_name='contacts')
