@@ -1,6 +1,7 @@
 """An S3 server of our own (moto's), in memory: its own port, gone with the test process even when that is killed."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ class S3Server:
             self.url = f"http://127.0.0.1:{port}"
             self._process = subprocess.Popen(
                 [program() or "moto_server", "-H", "127.0.0.1", "-p", str(port)],
+                env={"PATH": os.environ.get("PATH", "")},  # it has packages of its own, and no business with ours
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -46,7 +49,7 @@ class S3Server:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                urllib.request.urlopen(f"{self.url}/moto-api/data.json", timeout=5).close()
+                urllib.request.urlopen(self.url, timeout=5).close()
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
             else:
