@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.mariadb_server import which
 from tests.support import free_port
 
 _START_TRIES = 3
@@ -18,9 +17,9 @@ _START_S = 60
 
 
 def program() -> str | None:
-    """The server's executable: on PATH, or where ``.ci/setup.py`` puts it."""
-    own = Path(sys.prefix) / "s3-server" / "bin" / "moto_server"
-    return which("moto_server") or (str(own) if own.exists() else None)
+    """The Python that has the server, where ``.ci/setup.py`` puts it: the locked version, whatever else is on PATH."""
+    own = Path(sys.prefix) / "s3-server" / "bin" / "python"
+    return str(own) if own.exists() else None
 
 
 class S3Server:
@@ -31,7 +30,7 @@ class S3Server:
             port = free_port()
             self.url = f"http://127.0.0.1:{port}"
             self._process = subprocess.Popen(
-                [program() or "moto_server", "-H", "127.0.0.1", "-p", str(port)],
+                [program() or "python3", "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
                 env={"PATH": os.environ.get("PATH", "")},  # it has packages of its own, and no business with ours
                 cwd="/",
                 stdin=subprocess.DEVNULL,

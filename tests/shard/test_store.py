@@ -63,7 +63,7 @@ def test_all_below_a_name_is_removed_and_nothing_beside_it(bucket: S3Path) -> No
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("size", [0, 1, 6 << 20])
+@pytest.mark.parametrize("size", [0, 1, 12 << 20])
 def test_files_of_any_size_are_copied_both_ways(bucket: S3Path, tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     (tmp_path / "a").write_bytes(data)
