@@ -118,7 +118,7 @@ def s3_server() -> Iterator[object]:
     """The S3 server of this test process; started when the first test asks for it."""
     from tests.s3_server import S3Server, program
 
-    require(program(), "moto_server isn't installed (python3 .ci/setup.py dev)")
+    require(program(), "the S3 server isn't installed (python3 .ci/setup.py dev)")
     server = S3Server()
     yield server
     server.stop()

@@ -1,6 +1,7 @@
 """An S3 server of our own (moto's), in memory: its own port, gone with the test process even when that is killed."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.mariadb_server import which
 from tests.support import free_port
 
 _START_TRIES = 3
@@ -17,9 +17,9 @@ _START_S = 60
 
 
 def program() -> str | None:
-    """The server's executable: on PATH, or where ``.ci/setup.py`` puts it."""
-    own = Path(sys.prefix) / "s3-server" / "bin" / "moto_server"
-    return which("moto_server") or (str(own) if own.exists() else None)
+    """The Python that has the server, where ``.ci/setup.py`` puts it: the locked version, whatever else is on PATH."""
+    own = Path(sys.prefix) / "s3-server" / "bin" / "python"
+    return str(own) if own.exists() else None
 
 
 class S3Server:
@@ -30,7 +30,9 @@ class S3Server:
             port = free_port()
             self.url = f"http://127.0.0.1:{port}"
             self._process = subprocess.Popen(
-                [program() or "moto_server", "-H", "127.0.0.1", "-p", str(port)],
+                [program() or "python3", "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+                env={"PATH": os.environ.get("PATH", "")},  # it has packages of its own, and no business with ours
+                cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -46,7 +48,7 @@ class S3Server:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                urllib.request.urlopen(f"{self.url}/moto-api/data.json", timeout=5).close()
+                urllib.request.urlopen(self.url, timeout=5).close()
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
             else:

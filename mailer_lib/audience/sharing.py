@@ -4,7 +4,7 @@ A machine plans, reads ranges and assembles below its own work folder, just as i
 nothing of it there afterwards. What the next one needs goes through the store:
 
     <edition>/.building-<phase>/behaviour/<set>.parquet plan.json              plan.json last
-    <edition>/.building-<phase>/ranges/NNNN-<hash>/rows-K.arrow … done.json    one built range; done.json last
+    <edition>/.building-<phase>/ranges/NNNN/<hash>/rows-K.arrow … done.json    one built range; done.json last
     <edition>/<phase>-<hash>/plan.json shard=NNNN/… excluded/… manifest.json   one publication; manifest.json last
 
 ``<hash>`` is of ``done.json`` or ``manifest.json``, which name the checksum of every other file: what two processes
@@ -24,8 +24,8 @@ from mailer_lib.audience import behaviour_sets, ranges
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.files import replace_file
 from mailer_lib.audience.manifest import MANIFEST_FILE, Manifest, RangeRead
-from mailer_lib.audience.plan import PLAN_FILE, SnapshotError, SnapshotPlan, load_plan
-from mailer_lib.audience.ranges import DONE_FILE, RangeDone, RunFile, range_folder
+from mailer_lib.audience.plan import PLAN_FILE, IdRange, SnapshotError, SnapshotPlan, load_plan
+from mailer_lib.audience.ranges import DONE_FILE, RangeDone, range_folder
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import snapshots
 from mailer_lib.settings import Settings
@@ -97,7 +97,7 @@ def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: i
     made = _published(engine, settings, plan)
     if made is not None:
         return made.ranges[index]
-    done = _built(shared, plan).get(index)
+    done = _built(shared, plan, index)
     if done is not None:
         return done[1].summary
     if load_plan(shared / PLAN_FILE) != plan:
@@ -106,9 +106,9 @@ def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: i
     summary = ranges.build_range(engine, settings, plan, index)
     folder = range_folder(plan, settings, index)
     try:
-        _give(folder, shared / "ranges" / f"{index:04d}-{_hash((folder / DONE_FILE).read_bytes())}", DONE_FILE)
+        _give(folder, _range(shared, index) / _hash((folder / DONE_FILE).read_bytes()), DONE_FILE)
     except FileNotFoundError:  # another process of this machine gave it, and removed it here
-        if index not in _built(shared, plan):
+        if _built(shared, plan, index) is None:
             raise
     shutil.rmtree(folder, ignore_errors=True)
     return summary
@@ -120,43 +120,46 @@ def take_ranges(settings: Settings, plan: SnapshotPlan) -> None:
     if isinstance(shared, Path):
         return
     take_plan(settings, plan.folder(settings))
-    for index, (folder, done) in sorted(_built(shared, plan).items()):
-        own = range_folder(plan, settings, index)
-        if ranges.read_done(own) != done:
+
+    def take(ids: IdRange) -> None:
+        built = _built(shared, plan, ids.index)
+        own = range_folder(plan, settings, ids.index)
+        if built is not None and ranges.read_done(own) != built[1]:
             shutil.rmtree(own, ignore_errors=True)
-            _take(folder, own, done)
+            _take(*built, own)
+
+    at_once(take, plan.ranges)
 
 
-def _built(shared: S3Path, plan: SnapshotPlan) -> dict[int, tuple[S3Path, RangeDone]]:
-    """Ranges of this plan that are whole: folder and ``done.json``, by index. Of several builds the first counts."""
-    found: dict[int, tuple[S3Path, RangeDone]] = {}
-    for path in shared.glob(f"ranges/*/{DONE_FILE}"):
+def _range(shared: S3Path, index: int) -> S3Path:
+    return shared / "ranges" / f"{index:04d}"
+
+
+def _built(shared: S3Path, plan: SnapshotPlan, index: int) -> tuple[S3Path, RangeDone] | None:
+    """Where a range of this plan lies, whole, and its ``done.json``. Of several builds the first by name counts."""
+    for path in _range(shared, index).glob(f"*/{DONE_FILE}"):
         try:
             done = RangeDone.model_validate_json(path.read_bytes())
         except ValidationError:
-            raise SnapshotError(f"{path} is damaged; remove {path.parent} and build the range again") from None
+            raise SnapshotError(f"{path} is damaged; remove {path.parent}/ and build the range again") from None
         if done.as_of == plan.as_of:
-            found.setdefault(done.index, (path.parent, done))
-    return found
+            return path.parent, done
+    return None
 
 
-def _take(folder: S3Path, own: Path, done: RangeDone) -> None:
+def _take(folder: S3Path, done: RangeDone, own: Path) -> None:
     own.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=own.parent, prefix=f".{own.name}-") as work:
         whole = Path(work) / own.name
         whole.mkdir()
-
-        def copy(run: RunFile) -> None:
+        for run in (*done.rows, *done.excluded):
             try:
-                data = (folder / run.name).read_bytes()
+                found = (folder / run.name).read_file(whole / run.name)
             except FileNotFoundError:
-                data = b""
-            if hashlib.sha256(data).hexdigest() != run.sha256:
+                found = ""
+            if found != run.sha256:
                 raise SnapshotError(f"{folder / run.name} is missing or damaged; remove {folder}/ and build it again")
-            (whole / run.name).write_bytes(data)
-
-        at_once(copy, (*done.rows, *done.excluded))
-        (whole / DONE_FILE).write_bytes((folder / DONE_FILE).read_bytes())
+        (folder / DONE_FILE).read_file(whole / DONE_FILE)
         whole.rename(own)
 
 
@@ -195,8 +198,7 @@ def clear(settings: Settings, plan: SnapshotPlan, path: str) -> None:
     for needless in ("ranges", behaviour_sets.FOLDER):
         (shared / needless).remove_all()
     edition = shared.parent
-    tries = {each.relative_to(edition).parts[0] for each in edition.files()}
-    for name in sorted(tries):
+    for name in edition.children():
         if name.startswith(f"{plan.phase}-") and name != path.rsplit("/", 1)[-1]:
             (edition / name).remove_all()
     for own in (final, plan.folder(settings)):
@@ -221,7 +223,7 @@ def _give(own: Path, shared: S3Path, last: str) -> None:
     """Every file of a folder, ``last`` when all others are there."""
     names = [path.relative_to(own).as_posix() for path in sorted(own.rglob("*")) if path.is_file()]
     names = [name for name in names if not name.startswith(("ranges/", f"{behaviour_sets.FOLDER}/", "."))]
-    at_once(lambda name: (shared / name).write_bytes((own / name).read_bytes()), [n for n in names if n != last])
+    at_once(lambda name: (shared / name).write_file(own / name), [name for name in names if name != last])
     (shared / last).write_bytes((own / last).read_bytes())
 
 

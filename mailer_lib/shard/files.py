@@ -66,7 +66,7 @@ def write_parquet(path: StorePath, table: pa.Table) -> str:
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue()
     if isinstance(path, S3Path):
-        path.write_bytes(data.to_pybytes())
+        path.write_bytes(data)
     else:
         with path.open("wb") as file:
             file.write(data)

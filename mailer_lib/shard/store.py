@@ -11,6 +11,7 @@ Why pyarrow's client and no other: docs/decisions/0307.
 """
 
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -27,11 +28,13 @@ from pydantic import SecretStr
 from mailer_lib.settings import Settings
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow.fs import S3FileSystem
 
 _T = TypeVar("_T")
 DOCTOR_HINT = "; `mailfleet doctor` says what is reachable"
 _ATTEMPTS = 5  # of one request, with the SDK's own back-off
+_CHUNK = 4 << 20
 _AT_ONCE = 16  # requests of ``at_once``: objects are small, so latency is what costs
 
 
@@ -116,7 +119,7 @@ class S3Path:
 
         return self._asked(read)
 
-    def write_bytes(self, data: bytes) -> int:
+    def write_bytes(self, data: "bytes | pa.Buffer") -> int:
         """The whole object; whoever reads sees the old one or the new one."""
 
         def write(client: "S3FileSystem") -> int:
@@ -125,6 +128,34 @@ class S3Path:
             return len(data)
 
         return self._asked(write)
+
+    def write_file(self, source: Path) -> None:
+        """Likewise, from a file of any size: it is mapped, not read."""
+        import pyarrow as pa
+
+        if not source.stat().st_size:  # nothing to map
+            self.write_bytes(b"")
+            return
+        with pa.memory_map(str(source)) as file:
+            self.write_bytes(file.read_buffer())
+
+    def read_file(self, target: Path) -> str:
+        """Copy an object of any size to a file. Returns its SHA-256, hex.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StoreError: it can't be read.
+        """
+
+        def read(client: "S3FileSystem") -> str:
+            digest = hashlib.sha256()
+            with client.open_input_stream(self.key) as source, target.open("wb") as file:
+                while chunk := source.read(_CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+            return digest.hexdigest()
+
+        return self._asked(read)
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
@@ -147,6 +178,13 @@ class S3Path:
         below = FileSelector(self.key, allow_not_found=True, recursive=True)
         found = self._asked(lambda client: client.get_file_info(below))
         return [S3Path(self.service, key) for key in sorted(info.path for info in found if info.is_file)]
+
+    def children(self) -> list[str]:
+        """The names directly below, of objects and of what has objects below."""
+        from pyarrow.fs import FileSelector
+
+        below = FileSelector(self.key, allow_not_found=True, recursive=False)
+        return sorted(info.base_name for info in self._asked(lambda client: client.get_file_info(below)))
 
     def glob(self, pattern: str) -> Iterator["S3Path"]:
         """``*`` within one part of the name, as pathlib has it; no ``**``."""

@@ -1,5 +1,6 @@
 """The snapshot store: a folder or a bucket, the same to whoever reads and writes it."""
 
+import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,17 @@ def test_all_below_a_name_is_removed_and_nothing_beside_it(bucket: S3Path) -> No
     (bucket / "1").remove_all()
     (bucket / "1").remove_all()
     assert [name_below(path, bucket) for path in bucket.files()] == ["10/a", "2"]
+    assert bucket.children() == ["10", "2"]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("size", [0, 1, 12 << 20])
+def test_files_of_any_size_are_copied_both_ways(bucket: S3Path, tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "a").write_bytes(data)
+    (bucket / "a").write_file(tmp_path / "a")
+    assert (bucket / "a").read_file(tmp_path / "b") == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "b").read_bytes() == data
 
 
 @pytest.mark.s3
