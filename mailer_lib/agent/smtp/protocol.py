@@ -1,5 +1,5 @@
 """An SMTP client as a state machine without I/O (RFC 5321, 2920 PIPELINING, 3207 STARTTLS, 4954 AUTH, 1870 SIZE,
-6152 8BITMIME, 6531 SMTPUTF8).
+6152 8BITMIME, 6531 SMTPUTF8, 3030 CHUNKING).
 
 The caller feeds it what the server said (``receive``, ``receive_eof``), gives it messages (``begin``,
 ``send_content``), and writes what ``output`` returns. Each reply belongs to the oldest command without one; each
@@ -7,7 +7,9 @@ command belongs to a transaction, and each transaction to one message. So whatev
 message given comes back exactly once: in ``Finished``, or in ``Broken`` as *in doubt* (its last dot went out
 unanswered) or *unsent*.
 
-With PIPELINING the next envelope goes in the write that carries the last dot; its content waits for its own 354.
+With PIPELINING the next envelope goes in the write that carries the last dot; its content waits for its own 354. Where
+the server offers CHUNKING, content goes in one ``BDAT … LAST`` and waits for the reply to RCPT only; ``Stage.DOT`` is
+the reply to either.
 """
 
 import base64
@@ -72,7 +74,7 @@ class StartTls(NamedTuple):
 
 
 class ContentWanted(NamedTuple, Generic[M]):
-    """354 for this message: the caller answers with ``send_content``."""
+    """The server waits for this message's content: the caller answers with ``send_content``."""
 
     message: M
 
@@ -162,6 +164,10 @@ class SmtpSession(Generic[M]):
         return "PIPELINING" in self._extensions
 
     @property
+    def chunking(self) -> bool:
+        return "CHUNKING" in self._extensions
+
+    @property
     def in_flight(self) -> int:
         """Messages begun without an answer."""
         return len(self._open)
@@ -184,17 +190,12 @@ class SmtpSession(Generic[M]):
         return events
 
     def send_content(self, data: bytes, following: tuple[M, Envelope] | None = None) -> list[Event[M]]:
-        """Answer ``ContentWanted``: content (CRLF lines), last dot, and the next message's envelope, in one output."""
+        """Answer ``ContentWanted``: content (CRLF lines), its end, and the next message's envelope, in one output."""
         current = self._wanted
         if current is None:
             raise RuntimeError("no content is wanted")
         self._wanted = None
-        if b"\r\n." in data or data[:1] == b".":
-            data = data.replace(b"\r\n.", b"\r\n..")
-            if data[:1] == b".":
-                data = b"." + data
-        self._out.append(data)
-        self._out.append(b".\r\n" if data[-2:] == b"\r\n" or not data else b"\r\n.\r\n")
+        self._out += _chunk(data) if self.chunking else _dotted(data)
         current.content_sent = True
         self._awaited.append((Stage.DOT, current))
         events: list[Event[M]] = []
@@ -400,8 +401,10 @@ class SmtpSession(Generic[M]):
         if self._half_open:
             self._half_open = False
             self._command(b"RSET", Stage.RSET)
-        self._out.append(f"{mail}\r\nRCPT TO:<{envelope.recipient}>\r\nDATA\r\n".encode())
-        self._awaited += ((Stage.MAIL, transaction), (Stage.RCPT, transaction), (Stage.DATA, transaction))
+        self._out.append(f"{mail}\r\nRCPT TO:<{envelope.recipient}>\r\n".encode())
+        self._awaited += ((Stage.MAIL, transaction), (Stage.RCPT, transaction))
+        if not self.chunking:
+            self._command(b"DATA", Stage.DATA, transaction)
 
     def _refused_here(self, envelope: Envelope) -> Reply | None:
         """A reply of our own where the server's announced extensions can't carry the message."""
@@ -423,12 +426,16 @@ class SmtpSession(Generic[M]):
             return
         if transaction.refusal is None and not reply.positive:
             transaction.refusal, transaction.refused_at = reply, stage
-        if self.pipelining:
-            return  # the reply to DATA decides
+        if self.pipelining and (stage is Stage.MAIL or not self.chunking):
+            return  # the last reply to the envelope decides
         if transaction.refusal is not None:
+            self._half_open = self.pipelining  # else ``_refused`` resets at once
             self._refused(transaction, events)
         elif stage is Stage.MAIL:
             self._command(f"RCPT TO:<{transaction.envelope.recipient}>".encode(), Stage.RCPT, transaction)
+        elif self.chunking:
+            self._wanted = transaction
+            events.append(ContentWanted(transaction.message))
         else:
             self._command(b"DATA", Stage.DATA, transaction)
 
@@ -473,6 +480,21 @@ class SmtpSession(Generic[M]):
         events.append(Finished(message, stage, reply))
         if reply.code == 421:
             self._break(_said("the server closes the connection", reply), events, reply)
+
+
+def _dotted(data: bytes) -> tuple[bytes, ...]:
+    """Content for DATA: leading dots doubled, the last dot after it (RFC 5321 §4.5.2)."""
+    if b"\r\n." in data or data[:1] == b".":
+        data = data.replace(b"\r\n.", b"\r\n..")
+        if data[:1] == b".":
+            data = b"." + data
+    return data, b".\r\n" if data[-2:] == b"\r\n" or not data else b"\r\n.\r\n"
+
+
+def _chunk(data: bytes) -> tuple[bytes, ...]:
+    """Content as the only chunk (RFC 3030 §2), which ends as a line, as DATA's does."""
+    end = b"" if data[-2:] == b"\r\n" or not data else b"\r\n"
+    return b"BDAT %d LAST\r\n" % (len(data) + len(end)), data, end
 
 
 def _is_set_up(stage: Stage, refusal: Reply) -> bool:
