@@ -104,7 +104,7 @@ Event: TypeAlias = Ready | StartTls | ContentWanted[M] | Finished[M] | Broken[M]
 
 
 class _Transaction(Generic[M]):
-    __slots__ = ("content_sent", "envelope", "message", "refusal", "refused_at")
+    __slots__ = ("again", "content_sent", "envelope", "message", "refusal", "refused_at")
 
     def __init__(self, message: M, envelope: Envelope) -> None:
         self.message = message
@@ -112,6 +112,7 @@ class _Transaction(Generic[M]):
         self.refusal: Reply | None = None
         self.refused_at = Stage.MAIL
         self.content_sent = False
+        self.again = False  # its envelope ran into what refused content left: to be said once more
 
 
 class SmtpSession(Generic[M]):
@@ -127,6 +128,7 @@ class SmtpSession(Generic[M]):
         self._wanted: _Transaction[M] | None = None  # has its 354, waits for send_content
         self._later: _Transaction[M] | None = None  # begun while it couldn't overlap
         self._half_open = False  # the server may hold half a transaction: RSET before the next MAIL
+        self._content_refused = False  # the last content was, and no MAIL has been answered since
         self._auth_lines: deque[bytes] = deque()
         self._extensions: dict[str, str] = {}
         self._ready = False
@@ -424,11 +426,16 @@ class SmtpSession(Generic[M]):
         if 300 <= reply.code < 400:
             self._break(_said(f"{stage.name} was answered by neither yes nor no", reply), events, reply)
             return
-        if transaction.refusal is None and not reply.positive:
+        if stage is Stage.MAIL:
+            transaction.again = self._content_refused and reply.code == 503
+            self._content_refused = False
+        if transaction.refusal is None and not reply.positive and not transaction.again:
             transaction.refusal, transaction.refused_at = reply, stage
         if self.pipelining and (stage is Stage.MAIL or not self.chunking):
             return  # the last reply to the envelope decides
-        if transaction.refusal is not None:
+        if transaction.again:
+            self._say_again(transaction, events)
+        elif transaction.refusal is not None:
             self._half_open = self.pipelining  # else ``_refused`` resets at once
             self._refused(transaction, events)
         elif stage is Stage.MAIL:
@@ -439,14 +446,25 @@ class SmtpSession(Generic[M]):
         else:
             self._command(b"DATA", Stage.DATA, transaction)
 
+    def _say_again(self, transaction: _Transaction[M], events: list[Event[M]]) -> None:
+        transaction.again = False
+        self._half_open = True
+        self._open.popleft()
+        self._start(transaction, events)
+
     def _on_data(self, transaction: _Transaction[M], reply: Reply, events: list[Event[M]]) -> None:
         if reply.code == 354:
-            if transaction.refusal is None:
+            if transaction.refusal is None and not transaction.again:
                 self._wanted = transaction
                 events.append(ContentWanted(transaction.message))
-            else:  # RFC 2920 §3.1: DATA without a valid recipient is closed by a lone dot
+            elif transaction.refusal is not None and transaction.refused_at is Stage.RCPT:
+                # RFC 2920 §3.1: DATA without a valid recipient is closed by a lone dot
                 self._out.append(b".\r\n")
                 self._awaited.append((Stage.DOT, transaction))
+            else:  # a dot would send an empty message to the recipients of another one
+                self._break("the server wants content although it refused the sender", events, reply)
+        elif transaction.again and not reply.positive:
+            self._say_again(transaction, events)
         elif reply.positive:
             self._break(_said("DATA was answered by something else than 354 or a refusal", reply), events, reply)
         else:
@@ -462,7 +480,19 @@ class SmtpSession(Generic[M]):
             self._refused(transaction, events)
         else:
             self._open.popleft()
+            if not reply.positive:
+                self._after_refused_content()
             self._finish(transaction.message, Stage.DOT, reply, events)
+
+    def _after_refused_content(self) -> None:
+        """The server may keep the transaction open until RSET: RFC 3030 §2 says so of a refused chunk, and Postfix 3.7
+        does it after DATA too (``smtpd_end_of_data_restrictions``). Exim 4.96 doesn't."""
+        if not self.pipelining:
+            self._command(b"RSET", Stage.RSET)
+        elif self._open:  # the next envelope is out already, and may be refused for it
+            self._content_refused = True
+        else:
+            self._half_open = True
 
     def _refused(self, transaction: _Transaction[M], events: list[Event[M]]) -> None:
         """The transaction is over; its refusal is its answer."""
