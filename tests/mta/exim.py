@@ -1,6 +1,6 @@
-"""A real Exim below a folder of its own: takes what comes to its port, and hands it to ``relay_to`` or keeps it queued.
+"""A real Exim below a folder of its own: takes what comes to its port, and hands it on or keeps it queued.
 
-What it writes is what settling reads on a dispatch server: main log with ``+millisec +pid +smtp_connection``, split spool.
+What it writes is what settling reads on a dispatch server: main log with ``+pid +smtp_connection``, split spool.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support import free_port, missing
+from tests.support import lasting_port, missing
 
 PROGRAM = "/usr/sbin/exim4"
 USER = "Debian-exim"
@@ -47,7 +47,8 @@ pipelining_advertise_hosts = {pipelining}
 accept_8bitmime
 keep_environment =
 log_selector = +millisec +pid +smtp_confirmation +deliver_time +queue_time +queue_time_overall +received_recipients \\
-  +return_path_on_delivery +sender_on_delivery +delivery_size +smtp_connection +subject +outgoing_port +incoming_port +tls_cipher
+  +return_path_on_delivery +sender_on_delivery +delivery_size +smtp_connection +subject +outgoing_port \\
+  +incoming_port +tls_cipher
 acl_smtp_rcpt = rcpt
 acl_smtp_data = data
 begin acl
@@ -87,7 +88,7 @@ class Exim:
     starttls: bool = False
     chunking: bool = True
     pipelining: bool = True
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=lasting_port)
     _process: "subprocess.Popen[bytes] | None" = None
 
     @property

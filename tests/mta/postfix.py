@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.mta.exim import make_reachable, wait_for_port
-from tests.support import free_port, missing
+from tests.support import lasting_port, missing
 
 CACHE = Path(__file__).parents[2] / ".demo" / "postfix"
 OWNER, GROUP = "daemon", "mail"  # of its queue; Debian's own accounts come with its installation
@@ -110,7 +110,7 @@ class Postfix:
     relay_to: int  # port of the next hop on this machine
     chunking: bool = True
     pipelining: bool = True
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=lasting_port)
     _master: "subprocess.Popen[bytes] | None" = None
 
     @property

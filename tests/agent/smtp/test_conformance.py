@@ -92,7 +92,7 @@ class Client:
 
 
 def send(port: int, recipients: list[str], security: SmtpSecurity = SmtpSecurity.NONE) -> Client:
-    """Until every recipient has an answer or a connection gives no answer at all; what came back unsent is sent again."""
+    """Until every recipient has an answer or a connection gives none; what came back unsent is sent again."""
 
     async def run() -> Client:
         client = Client(recipients)
