@@ -26,7 +26,7 @@ import dkim
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from bench.figures import Figures
-from bench.smtp_sink import NoSmtpSinkError, SmtpSink, find
+from bench.smtp_sink import NoPostfixError, SmtpSink, find
 from mailer_lib.agent.agent import ExitCode
 from mailer_lib.agent.job import Limits
 from mailer_lib.fleet.domains import SendingDomain
@@ -202,7 +202,7 @@ def main() -> int:
     figures = Figures()
     try:
         sink = find()
-    except NoSmtpSinkError as error:
+    except NoPostfixError as error:
         print(error, file=sys.stderr)
         return 1
     key_pem = dkim_key_pem()

@@ -10,13 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.mta.postfix import NoPostfixError, unpacked
 from tests.support import free_port
-
-CACHE = Path(__file__).parent.parent / ".demo" / "postfix"
-
-
-class NoSmtpSinkError(RuntimeError):
-    """smtp-sink isn't here and can't be had."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +43,13 @@ class SmtpSink:
 def find() -> SmtpSink:
     """
     Raises:
-        NoSmtpSinkError: the sentence says how to get it.
+        NoPostfixError: the sentence says how to get it.
     """
     for place in (shutil.which("smtp-sink"), "/usr/sbin/smtp-sink"):
         if place and Path(place).exists():
             return SmtpSink(Path(place), None, _package_version() or "installed")
-    program = CACHE / "usr/sbin/smtp-sink"
-    if not program.exists():
-        _unpack()
-    return SmtpSink(program, CACHE / "usr/lib/postfix", (CACHE / "version").read_text().strip())
-
-
-def _unpack() -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    try:
-        subprocess.run(["apt-get", "download", "postfix"], cwd=CACHE, check=True, capture_output=True)
-        package = next(CACHE.glob("postfix_*.deb"))
-        subprocess.run(["dpkg", "-x", package.name, "."], cwd=CACHE, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError, StopIteration) as error:
-        raise NoSmtpSinkError(
-            "smtp-sink isn't installed and Debian's postfix package can't be downloaded; install postfix, or run "
-            f"`apt-get download postfix` in {CACHE} where a mirror is reachable"
-        ) from error
-    (CACHE / "version").write_text(f"postfix {package.name.split('_')[1]}\n")
+    root, version = unpacked()
+    return SmtpSink(root / "usr/sbin/smtp-sink", root / "usr/lib/postfix", version)
 
 
 def _package_version() -> str:
@@ -87,7 +66,7 @@ def _wait_for(port: int) -> None:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             if time.monotonic() > deadline:
-                raise NoSmtpSinkError("smtp-sink doesn't listen") from None
+                raise NoPostfixError("smtp-sink doesn't listen") from None
             time.sleep(0.05)
         else:
             return

@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     sink_port: Annotated[int, Field(ge=1, le=65535, description="its first port")] = 2525
     shard_rows: Annotated[int, Field(ge=1, le=5000, description="aim for the rows of a shard")] = 2000
     grant_s: Annotated[float, Field(gt=0, le=60, description="a grant covers this much sending")] = 10.0
+    breaker_replies: Annotated[
+        int, Field(ge=0, le=1000, description="replies of a provider that its circuit breaker judges; 0: no breaker")
+    ] = 40
+    breaker_refused_share: Annotated[
+        float, Field(gt=0, le=1, description="refusals among them that make it leave the provider alone")
+    ] = 0.5
     approver_must_differ: Annotated[bool, Field(description="who launches a send can't approve it")] = False
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="how much commands log, on stderr")

@@ -1,6 +1,7 @@
 """What tests share that isn't a fixture."""
 
 import os
+import random
 import socket
 from typing import NoReturn
 
@@ -29,3 +30,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def lasting_port() -> int:
+    """A free port for a server that is killed and comes back: below the ephemeral range (from 32768 on Linux), so that
+    nobody's outgoing connection takes it meanwhile, and a client that tries it can't connect to itself."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

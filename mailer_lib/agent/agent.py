@@ -19,8 +19,9 @@ from enum import IntEnum
 from pathlib import Path
 
 from mailer_lib.agent.backlog import Backlog, Backoff
+from mailer_lib.agent.breaker import EVERYBODY, Breakers
 from mailer_lib.agent.folder import ControlWatch, JobError, JobFolder
-from mailer_lib.agent.job import ControlFile, Status
+from mailer_lib.agent.job import ControlFile, HeldProvider, Status
 from mailer_lib.agent.lease import Lease, ShardRows
 from mailer_lib.agent.ledger import InDoubt, LedgerError, LedgerWriter, Opened, last_incarnation
 from mailer_lib.agent.pace import Pace
@@ -84,6 +85,7 @@ class Agent:
             self._suppressions,
             Pace(self._job.limits.per_s, self._job.limits.provider_per_s),
             Backoff(self._job.retry_first_s, self._job.retry_max_s),
+            Breakers(self._job.breaker),
             log_position=lambda: log_position(self._records),
             boot_id=self._boot_id,
         )
@@ -291,12 +293,23 @@ class Agent:
         if self._control.generation == 0:
             return "waiting", "there is no control.json yet"
         if relay.in_flight:
-            return "sending", relay.reason()
+            return "sending", relay.reason() or self._held_sentence()
+        if self._backlog.breakers.held():
+            return "waiting", self._held_sentence()
         if self._backlog.dry and self._backlog.deferred:
             return "waiting", f"{self._backlog.deferred} deferred messages wait for their next attempt"
         if self._backlog.dry:
             return "waiting", "nothing more is granted"
         return "sending", "as fast as the limits allow"
+
+    def _held_sentence(self) -> str:
+        held = self._backlog.breakers.held()
+        if not held:
+            return ""
+        first, more = held[0], f" (and {len(held) - 1} more)" if len(held) > 1 else ""
+        whom = "everything" if first.provider == EVERYBODY else first.provider
+        again_s = max(0.0, first.until - time.monotonic())
+        return f"{whom} is left alone{more}, next attempt in {again_s:.0f} s: {first.reason}"
 
     def _store_status(self, relay: Relay, state: str, reason: str) -> None:
         now = time.monotonic()
@@ -321,6 +334,10 @@ class Agent:
             deferred=backlog.deferred,
             per_s=round((backlog.injected - before) / elapsed, 1) if elapsed > 0 else 0.0,
             connections=relay.connections,
+            held=tuple(
+                HeldProvider(provider=h.provider, until=time.time() + h.until - now, reason=h.reason)
+                for h in backlog.breakers.held()
+            ),
             dry=self._started and backlog.dry,
         )
         try:

@@ -16,6 +16,7 @@ from itertools import count
 from math import inf
 from typing import Protocol
 
+from mailer_lib.agent.breaker import Breakers
 from mailer_lib.agent.lease import Lease, RowState
 from mailer_lib.agent.ledger import Connected, Deferral, Final, InDoubt, Intent
 from mailer_lib.agent.pace import Pace
@@ -78,6 +79,7 @@ class Backlog:
         suppressions: LateSuppressions,
         pace: Pace,
         backoff: Backoff,
+        breakers: Breakers,
         *,
         log_position: Callable[[], tuple[int, int]],
         boot_id: str,
@@ -91,6 +93,7 @@ class Backlog:
         self._builder = builder
         self._suppressions = suppressions
         self._backoff = backoff
+        self.breakers = breakers
         self._log_position = log_position
         self._boot_id = boot_id
         self._monotonic = monotonic
@@ -167,7 +170,7 @@ class Backlog:
         if not self.sending:
             return None
         now = self._monotonic()
-        allowed_at = self.pace.all_allowed_at(now)
+        allowed_at = max(self.pace.all_allowed_at(now), self.breakers.all_allowed_at(now))
         if allowed_at > now:
             self.wake_at = allowed_at
             return None
@@ -178,6 +181,7 @@ class Backlog:
             outgoing = self._prepare(*chosen)
             if outgoing is not None:
                 self.pace.take(outgoing.recipient.provider, now)
+                self.breakers.take(outgoing.recipient.provider, now)
                 return outgoing
         self.wake_at = now
         return None
@@ -190,7 +194,7 @@ class Backlog:
                 return chosen
         for provider, rows in self._held_back.items():
             while rows:
-                allowed_at = self.pace.provider_allowed_at(provider, now)
+                allowed_at = self._provider_allowed_at(provider, now)
                 if allowed_at > now:
                     self.wake_at = min(self.wake_at, allowed_at)
                     break
@@ -221,7 +225,7 @@ class Backlog:
         if lease.dropped:
             return None
         recipient = lease.recipient(row)
-        allowed_at = self.pace.provider_allowed_at(recipient.provider, now)
+        allowed_at = self._provider_allowed_at(recipient.provider, now)
         if allowed_at <= now:
             return lease, row, recipient
         lease.states[row] = RowState.WAITING
@@ -229,6 +233,9 @@ class Backlog:
         self._held_back_rows += 1
         self.wake_at = min(self.wake_at, allowed_at)
         return None
+
+    def _provider_allowed_at(self, provider: str, now: float) -> float:
+        return max(self.pace.provider_allowed_at(provider, now), self.breakers.provider_allowed_at(provider, now))
 
     def _prepare(self, lease: Lease, row: int, recipient: Recipient) -> Outgoing | None:
         if self._suppressions.holds(recipient):
@@ -262,6 +269,9 @@ class Backlog:
     def finished(self, outgoing: Outgoing, stage: Stage, reply: Reply, conn: str) -> None:
         """The MTA answered."""
         lease, row, recipient = outgoing.lease, outgoing.row, outgoing.recipient
+        text = "" if reply.positive else redact(reply.text)
+        for held in self.breakers.hear(recipient.provider, reply.code, reply.enhanced, text, self._monotonic()):
+            log.warning("provider %s is left alone for now: %s", held.provider, held.reason)
         if stage is Stage.DOT and reply.positive:
             self.injected += 1
             self._final(lease, row, recipient, Outcome.INJECTED, reply, conn=conn, queue=queue_id(reply.text))

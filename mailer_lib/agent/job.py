@@ -62,6 +62,26 @@ class Limits(ProtocolFile):
     provider_per_s: dict[str, float] = {}
 
 
+class BreakerRules(ProtocolFile):
+    """When a provider is left alone (``agent/breaker.py``)."""
+
+    replies: int = 40  # that are looked at; nothing is judged before there are so many. 0: no breaker
+    refused_share: float = 0.5  # of them, 5xx
+    deferred_share: float = 0.9  # of them, 4xx that is neither greylisting nor a full mailbox
+    hold_first_s: float = 60.0  # doubled each time the provider still refuses
+    hold_longest_s: float = 3600.0
+    probes: int = 3  # accepted in a row, then it is as before
+    probe_every_s: float = 5.0
+
+
+class HeldProvider(ProtocolFile):
+    """A provider whose breaker is open; "*" is all of them."""
+
+    provider: str
+    until: float  # Unix seconds
+    reason: str
+
+
 class Job(ProtocolFile):
     protocol: int = PROTOCOL
     job_id: str  # "<campaign>#<edition>@<server>.<slot>"
@@ -75,6 +95,7 @@ class Job(ProtocolFile):
     limits: Limits = Limits()
     retry_first_s: float = 5.0  # back-off of 4xx: first wait, doubled up to retry_max_s
     retry_max_s: float = 900.0
+    breaker: BreakerRules = BreakerRules()
     idle_exit_s: float = 120.0  # the agent ends when control.json is older than this and nothing may be sent
 
 
@@ -126,6 +147,7 @@ class Status(ProtocolFile):
     deferred: int = 0  # waiting for another attempt
     per_s: float = 0.0  # over the last few seconds
     connections: int = 0
+    held: tuple[HeldProvider, ...] = ()
     dry: bool = False  # everything granted is settled: more grants are wanted
 
 

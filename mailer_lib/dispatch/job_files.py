@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 
 from mailer_lib import secret_refs
-from mailer_lib.agent.job import Job, Secrets, SmtpServer
+from mailer_lib.agent.job import BreakerRules, Job, Secrets, SmtpServer
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
 from mailer_lib.fleet import domains, servers
@@ -60,6 +60,7 @@ def make_job(
             mta_spool=server.mta_spool,
         ),
         limits=limits_for(connection, send, slot),
+        breaker=BreakerRules(replies=settings.breaker_replies, refused_share=settings.breaker_refused_share),
     )
     secrets = Secrets(
         dkim_key_pem=domains.dkim_private_key(settings, domain),

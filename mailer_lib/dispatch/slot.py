@@ -490,10 +490,9 @@ class SlotRunner:
             state, reason = SlotState.WAITING, "pausing: what is on its way is finished first"
         elif status is None:
             state, reason = SlotState.STARTING, ""
-        elif status.state == "waiting" or status.reason:
-            state, reason = SlotState.WAITING, status.reason
         else:
-            state, reason = SlotState.SENDING, ""
+            state = SlotState.WAITING if status.state == "waiting" else SlotState.SENDING
+            reason = status.reason
         return SlotProgress(
             label=self.slot.label,
             state=state,

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mailer_lib.agent.backlog import Backlog, Backoff, Outgoing, queue_id
-from mailer_lib.agent.job import LeaseGrant
+from mailer_lib.agent.breaker import Breakers
+from mailer_lib.agent.job import BreakerRules, LeaseGrant
 from mailer_lib.agent.lease import Lease, ShardRows
 from mailer_lib.agent.ledger import LedgerState, Opened
 from mailer_lib.agent.pace import Pace
@@ -26,7 +27,15 @@ NO = Reply(550, ("5.1.1 <ann@example.org>: unknown",))
 class World:
     """A backlog over one shard, and its clock."""
 
-    def __init__(self, folder: Path, count: int = 10, *, pace: Pace | None = None, mixed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        count: int = 10,
+        *,
+        pace: Pace | None = None,
+        mixed: bool = False,
+        rules: BreakerRules | None = None,
+    ) -> None:
         self.now = 1000.0
         self.people = recipients(count, lambda row: "gmail" if mixed and row % 3 else "other")
         self.job = JobBuilder(folder, sink_server(25, None)).write()
@@ -38,6 +47,7 @@ class World:
             self.suppressions,
             pace or Pace(),
             Backoff(5, 60),
+            Breakers(rules or BreakerRules()),
             log_position=lambda: (1, 2),
             boot_id="boot-a",
             monotonic=lambda: self.now,
@@ -270,3 +280,22 @@ def test_a_lease_that_is_taken_away_is_left_alone(tmp_path: Path) -> None:
 )
 def test_queue_ids(text: str, expected: str) -> None:
     assert queue_id(text) == expected
+
+
+def test_a_provider_that_refuses_is_left_alone_while_the_others_go_on(tmp_path: Path) -> None:
+    rules = BreakerRules(replies=5, hold_first_s=60)
+    world = World(tmp_path, 60, mixed=True, rules=rules)
+    world.open()
+    refused = sent = 0
+    while (outgoing := world.backlog.next()) is not None:
+        gmail = outgoing.recipient.provider == "gmail"
+        refused, sent = refused + gmail, sent + (not gmail)
+        world.backlog.finished(outgoing, Stage.RCPT if gmail else Stage.DOT, NO if gmail else OK, "1.1")
+    assert (refused, sent) == (5, 20)
+    assert world.backlog.wake_at == world.now + 60
+    assert [held.provider for held in world.backlog.breakers.held()] == ["gmail"]
+    world.now += 60
+    for _ in range(rules.probes):
+        world.backlog.finished(world.next(), Stage.DOT, OK, "1.1")
+        world.now += rules.probe_every_s
+    assert len(world.drain()) == 35 - rules.probes

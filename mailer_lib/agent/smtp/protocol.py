@@ -1,5 +1,5 @@
 """An SMTP client as a state machine without I/O (RFC 5321, 2920 PIPELINING, 3207 STARTTLS, 4954 AUTH, 1870 SIZE,
-6152 8BITMIME, 6531 SMTPUTF8).
+6152 8BITMIME, 6531 SMTPUTF8, 3030 CHUNKING).
 
 The caller feeds it what the server said (``receive``, ``receive_eof``), gives it messages (``begin``,
 ``send_content``), and writes what ``output`` returns. Each reply belongs to the oldest command without one; each
@@ -7,7 +7,9 @@ command belongs to a transaction, and each transaction to one message. So whatev
 message given comes back exactly once: in ``Finished``, or in ``Broken`` as *in doubt* (its last dot went out
 unanswered) or *unsent*.
 
-With PIPELINING the next envelope goes in the write that carries the last dot; its content waits for its own 354.
+With PIPELINING the next envelope goes in the write that carries the last dot; its content waits for its own 354. Where
+the server offers CHUNKING, content goes in one ``BDAT … LAST`` and waits for the reply to RCPT only; ``Stage.DOT`` is
+the reply to either.
 """
 
 import base64
@@ -72,7 +74,7 @@ class StartTls(NamedTuple):
 
 
 class ContentWanted(NamedTuple, Generic[M]):
-    """354 for this message: the caller answers with ``send_content``."""
+    """The server waits for this message's content: the caller answers with ``send_content``."""
 
     message: M
 
@@ -102,7 +104,7 @@ Event: TypeAlias = Ready | StartTls | ContentWanted[M] | Finished[M] | Broken[M]
 
 
 class _Transaction(Generic[M]):
-    __slots__ = ("content_sent", "envelope", "message", "refusal", "refused_at")
+    __slots__ = ("again", "content_sent", "envelope", "message", "refusal", "refused_at")
 
     def __init__(self, message: M, envelope: Envelope) -> None:
         self.message = message
@@ -110,6 +112,7 @@ class _Transaction(Generic[M]):
         self.refusal: Reply | None = None
         self.refused_at = Stage.MAIL
         self.content_sent = False
+        self.again = False  # its envelope ran into what refused content left: to be said once more
 
 
 class SmtpSession(Generic[M]):
@@ -125,6 +128,7 @@ class SmtpSession(Generic[M]):
         self._wanted: _Transaction[M] | None = None  # has its 354, waits for send_content
         self._later: _Transaction[M] | None = None  # begun while it couldn't overlap
         self._half_open = False  # the server may hold half a transaction: RSET before the next MAIL
+        self._content_refused = False  # the last content was, and no MAIL has been answered since
         self._auth_lines: deque[bytes] = deque()
         self._extensions: dict[str, str] = {}
         self._ready = False
@@ -162,6 +166,10 @@ class SmtpSession(Generic[M]):
         return "PIPELINING" in self._extensions
 
     @property
+    def chunking(self) -> bool:
+        return "CHUNKING" in self._extensions
+
+    @property
     def in_flight(self) -> int:
         """Messages begun without an answer."""
         return len(self._open)
@@ -184,17 +192,12 @@ class SmtpSession(Generic[M]):
         return events
 
     def send_content(self, data: bytes, following: tuple[M, Envelope] | None = None) -> list[Event[M]]:
-        """Answer ``ContentWanted``: content (CRLF lines), last dot, and the next message's envelope, in one output."""
+        """Answer ``ContentWanted``: content (CRLF lines), its end, and the next message's envelope, in one output."""
         current = self._wanted
         if current is None:
             raise RuntimeError("no content is wanted")
         self._wanted = None
-        if b"\r\n." in data or data[:1] == b".":
-            data = data.replace(b"\r\n.", b"\r\n..")
-            if data[:1] == b".":
-                data = b"." + data
-        self._out.append(data)
-        self._out.append(b".\r\n" if data[-2:] == b"\r\n" or not data else b"\r\n.\r\n")
+        self._out += _chunk(data) if self.chunking else _dotted(data)
         current.content_sent = True
         self._awaited.append((Stage.DOT, current))
         events: list[Event[M]] = []
@@ -400,8 +403,10 @@ class SmtpSession(Generic[M]):
         if self._half_open:
             self._half_open = False
             self._command(b"RSET", Stage.RSET)
-        self._out.append(f"{mail}\r\nRCPT TO:<{envelope.recipient}>\r\nDATA\r\n".encode())
-        self._awaited += ((Stage.MAIL, transaction), (Stage.RCPT, transaction), (Stage.DATA, transaction))
+        self._out.append(f"{mail}\r\nRCPT TO:<{envelope.recipient}>\r\n".encode())
+        self._awaited += ((Stage.MAIL, transaction), (Stage.RCPT, transaction))
+        if not self.chunking:
+            self._command(b"DATA", Stage.DATA, transaction)
 
     def _refused_here(self, envelope: Envelope) -> Reply | None:
         """A reply of our own where the server's announced extensions can't carry the message."""
@@ -421,25 +426,45 @@ class SmtpSession(Generic[M]):
         if 300 <= reply.code < 400:
             self._break(_said(f"{stage.name} was answered by neither yes nor no", reply), events, reply)
             return
-        if transaction.refusal is None and not reply.positive:
+        if stage is Stage.MAIL:
+            transaction.again = self._content_refused and reply.code == 503
+            self._content_refused = False
+        if transaction.refusal is None and not reply.positive and not transaction.again:
             transaction.refusal, transaction.refused_at = reply, stage
-        if self.pipelining:
-            return  # the reply to DATA decides
-        if transaction.refusal is not None:
+        if self.pipelining and (stage is Stage.MAIL or not self.chunking):
+            return  # the last reply to the envelope decides
+        if transaction.again:
+            self._say_again(transaction, events)
+        elif transaction.refusal is not None:
+            self._half_open = self.pipelining  # else ``_refused`` resets at once
             self._refused(transaction, events)
         elif stage is Stage.MAIL:
             self._command(f"RCPT TO:<{transaction.envelope.recipient}>".encode(), Stage.RCPT, transaction)
+        elif self.chunking:
+            self._wanted = transaction
+            events.append(ContentWanted(transaction.message))
         else:
             self._command(b"DATA", Stage.DATA, transaction)
 
+    def _say_again(self, transaction: _Transaction[M], events: list[Event[M]]) -> None:
+        transaction.again = False
+        self._half_open = True
+        self._open.popleft()
+        self._start(transaction, events)
+
     def _on_data(self, transaction: _Transaction[M], reply: Reply, events: list[Event[M]]) -> None:
         if reply.code == 354:
-            if transaction.refusal is None:
+            if transaction.refusal is None and not transaction.again:
                 self._wanted = transaction
                 events.append(ContentWanted(transaction.message))
-            else:  # RFC 2920 §3.1: DATA without a valid recipient is closed by a lone dot
+            elif transaction.refusal is not None and transaction.refused_at is Stage.RCPT:
+                # RFC 2920 §3.1: DATA without a valid recipient is closed by a lone dot
                 self._out.append(b".\r\n")
                 self._awaited.append((Stage.DOT, transaction))
+            else:  # a dot would send an empty message to the recipients of another one
+                self._break("the server wants content although it refused the sender", events, reply)
+        elif transaction.again and not reply.positive:
+            self._say_again(transaction, events)
         elif reply.positive:
             self._break(_said("DATA was answered by something else than 354 or a refusal", reply), events, reply)
         else:
@@ -455,7 +480,19 @@ class SmtpSession(Generic[M]):
             self._refused(transaction, events)
         else:
             self._open.popleft()
+            if not reply.positive:
+                self._after_refused_content()
             self._finish(transaction.message, Stage.DOT, reply, events)
+
+    def _after_refused_content(self) -> None:
+        """The server may keep the transaction open until RSET: RFC 3030 §2 says so of a refused chunk, and Postfix 3.7
+        does it after DATA too (``smtpd_end_of_data_restrictions``). Exim 4.96 doesn't."""
+        if not self.pipelining:
+            self._command(b"RSET", Stage.RSET)
+        elif self._open:  # the next envelope is out already, and may be refused for it
+            self._content_refused = True
+        else:
+            self._half_open = True
 
     def _refused(self, transaction: _Transaction[M], events: list[Event[M]]) -> None:
         """The transaction is over; its refusal is its answer."""
@@ -473,6 +510,21 @@ class SmtpSession(Generic[M]):
         events.append(Finished(message, stage, reply))
         if reply.code == 421:
             self._break(_said("the server closes the connection", reply), events, reply)
+
+
+def _dotted(data: bytes) -> tuple[bytes, ...]:
+    """Content for DATA: leading dots doubled, the last dot after it (RFC 5321 §4.5.2)."""
+    if b"\r\n." in data or data[:1] == b".":
+        data = data.replace(b"\r\n.", b"\r\n..")
+        if data[:1] == b".":
+            data = b"." + data
+    return data, b".\r\n" if data[-2:] == b"\r\n" or not data else b"\r\n.\r\n"
+
+
+def _chunk(data: bytes) -> tuple[bytes, ...]:
+    """Content as the only chunk (RFC 3030 §2), which ends as a line, as DATA's does."""
+    end = b"" if data[-2:] == b"\r\n" or not data else b"\r\n"
+    return b"BDAT %d LAST\r\n" % (len(data) + len(end)), data, end
 
 
 def _is_set_up(stage: Stage, refusal: Reply) -> bool:

@@ -187,6 +187,67 @@ def test_without_pipelining_it_goes_step_by_step() -> None:
     assert session.output() == b"MAIL FROM:<b-1@bounce.example>\r\n"
 
 
+CHUNKING = PIPELINING.replace(b"250-8BITMIME", b"250-CHUNKING\r\n250-8BITMIME")
+
+
+def test_with_chunking_the_content_waits_for_the_recipient_only_and_goes_as_it_is() -> None:
+    session = opened(CHUNKING)
+    session.begin("a", ENVELOPE)
+    assert session.output() == b"MAIL FROM:<b-1@bounce.example> SIZE=100\r\nRCPT TO:<ann@example.org>\r\n"
+    assert session.receive(b"250 OK\r\n250 OK\r\n") == [ContentWanted("a")]
+    session.send_content(b".a\r\n..b\r\nc", ("b", ENVELOPE))
+    assert session.output() == (
+        b"BDAT 12 LAST\r\n.a\r\n..b\r\nc\r\nMAIL FROM:<b-1@bounce.example> SIZE=100\r\nRCPT TO:<ann@example.org>\r\n"
+    )
+    assert session.receive(b"250 OK id=1t\r\n") == [Finished("a", Stage.DOT, Reply(250, ("OK id=1t",)))]
+    assert session.receive(b"250 OK\r\n550 who?\r\n") == [Finished("b", Stage.RCPT, Reply(550, ("who?",)))]
+    session.begin("c", ENVELOPE)
+    assert session.output().startswith(b"RSET\r\nMAIL FROM:")  # the server still holds b's return path
+
+
+def test_what_a_refused_chunk_leaves_open_is_reset_and_the_next_envelope_said_again() -> None:
+    session = opened(CHUNKING)
+    session.begin("a", ENVELOPE)
+    session.receive(b"250 OK\r\n250 OK\r\n")
+    session.send_content(BODY, ("b", ENVELOPE))
+    session.output()
+    assert session.receive(b"550 5.7.1 no\r\n503 nested MAIL\r\n") == [
+        Finished("a", Stage.DOT, Reply(550, ("5.7.1 no",)))
+    ]
+    assert session.receive(b"503 need MAIL\r\n") == []
+    assert session.output().startswith(b"RSET\r\nMAIL FROM:")
+    assert session.receive(b"250 OK\r\n250 OK\r\n250 OK\r\n") == [ContentWanted("b")]
+    session.send_content(BODY)
+    session.output()
+    session.receive(b"451 later\r\n")
+    session.begin("c", ENVELOPE)
+    assert session.output().startswith(b"RSET\r\nMAIL FROM:")
+
+
+def test_no_empty_message_reaches_whom_a_refused_one_left_behind() -> None:
+    """Postfix keeps sender and recipient of content that it refused, and takes the next DATA for them."""
+    session = opened()
+    session.begin("a", ENVELOPE)
+    session.receive(b"250 OK\r\n250 OK\r\n354 go\r\n")
+    session.send_content(BODY, ("b", ENVELOPE))
+    session.output()
+    events = session.receive(b"550 5.7.1 no\r\n503 nested MAIL\r\n250 OK\r\n354 go\r\n")
+    assert events[0] == Finished("a", Stage.DOT, Reply(550, ("5.7.1 no",)))
+    assert isinstance(events[1], Broken)
+    assert (events[1].in_doubt, events[1].unsent) == ((), ("b",))
+    assert session.output() == b""
+
+
+def test_with_chunking_but_without_pipelining_it_goes_step_by_step() -> None:
+    session = opened(b"250-mx\r\n250 CHUNKING\r\n")
+    session.begin("a", ENVELOPE)
+    session.receive(b"250 OK\r\n")
+    assert session.receive(b"250 OK\r\n") == [ContentWanted("a")]
+    session.output()
+    session.send_content(BODY)
+    assert session.output() == b"BDAT %d LAST\r\n" % len(BODY) + BODY
+
+
 def test_leading_dots_are_doubled_and_the_last_line_is_ended() -> None:
     session = opened()
     for content, wire in (
@@ -388,6 +449,10 @@ class Model:
     choose: "st.DataObject"
     pipelining: bool
     lenient_data: bool  # 354 although no recipient is valid
+    chunking: bool = False
+    strict: bool = False  # refused content leaves the transaction open until RSET
+    empty_to: list[str] = field(default_factory=list)
+    chunk: int | None = None  # bytes of a BDAT that are awaited
     buffer: bytes = b""
     sender: bool = False
     recipient: str | None = None
@@ -403,7 +468,14 @@ class Model:
     def feed(self, data: bytes) -> None:
         self.buffer += data
         while not self.closed:
-            if self.in_data:
+            if self.chunk is not None:
+                if len(self.buffer) < self.chunk:
+                    return
+                content, self.buffer = self.buffer[: self.chunk], self.buffer[self.chunk :]
+                assert self.pipelining or not self.buffer, "pipelined although it wasn't offered"
+                self.chunk = None
+                self.took(content)
+            elif self.in_data:
                 end = self.buffer.find(b"\r\n.\r\n")
                 if self.buffer.startswith(b".\r\n"):
                     content, self.buffer = b"", self.buffer[3:]
@@ -418,7 +490,8 @@ class Model:
                 line, newline, rest = self.buffer.partition(b"\r\n")
                 if not newline:
                     return
-                assert self.pipelining or not rest, "pipelined although it wasn't offered"
+                chunk = line.startswith(b"BDAT")
+                assert self.pipelining or not rest or chunk, "pipelined although it wasn't offered"
                 self.buffer = rest
                 self.command(line.decode())
 
@@ -429,6 +502,8 @@ class Model:
 
     def took(self, content: bytes) -> None:
         recipient, self.sender, self.recipient = self.recipient, False, None
+        if recipient is not None and not content:
+            self.empty_to.append(recipient)
         if recipient is None:
             self.say(self.choose.draw(st.sampled_from([250, 554])))
             return
@@ -443,6 +518,8 @@ class Model:
             self.closed = True
         else:
             self.say(250 if mood == "ok" else int(mood))
+            if mood != "ok" and self.strict:
+                self.sender, self.recipient = True, recipient
 
     def command(self, line: str) -> None:
         if line == "RSET":
@@ -463,7 +540,13 @@ class Model:
                 if code == 250:
                     self.recipient = line[line.index("<") + 1 : -1]
                 self.say(code)
+        elif line.startswith("BDAT"):
+            assert self.chunking and self.recipient is not None
+            _, size, last = line.split()
+            assert last == "LAST"
+            self.chunk = int(size)
         elif line == "DATA":
+            assert not self.chunking
             if self.recipient is None and not (self.sender and self.lenient_data):
                 self.say(503)
             else:
@@ -476,12 +559,13 @@ class Model:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.data(), st.booleans(), st.booleans(), st.booleans())
+@given(st.data(), st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
 def test_every_message_comes_back_once_and_with_the_truth(
-    data: st.DataObject, pipelining: bool, lenient: bool, overlap: bool
+    data: st.DataObject, pipelining: bool, lenient: bool, overlap: bool, chunking: bool, strict: bool
 ) -> None:
-    server = Model(data, pipelining, lenient)
-    session = opened(b"250-mx\r\n250 " + (b"PIPELINING" if pipelining else b"HELP") + b"\r\n")
+    server = Model(data, pipelining, lenient, chunking, strict)
+    offered = [name for name, is_offered in ((b"PIPELINING", pipelining), (b"CHUNKING", chunking)) if is_offered]
+    session = opened(b"".join(b"250-%s\r\n" % line for line in (b"mx", *offered)) + b"250 HELP\r\n")
     count = data.draw(st.integers(1, 6))
     names = iter([f"m{n}@example.org" for n in range(count)])
     given_to_it: list[str] = []
@@ -538,10 +622,12 @@ def test_every_message_comes_back_once_and_with_the_truth(
 
     assert session.over or session.idle
     assert not server.twice
+    assert not server.empty_to
     assert set(answers) == set(given_to_it)
     for name, answer in answers.items():
         if answer == "accepted":
-            assert server.taken[name] == content_of[name].replace(b"\r\n.", b"\r\n..")
+            sent = content_of[name] if chunking else content_of[name].replace(b"\r\n.", b"\r\n..")
+            assert server.taken[name] == sent
         elif answer in ("refused", "unsent"):
             assert name not in server.taken
     for name in server.taken:
