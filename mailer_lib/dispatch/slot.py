@@ -14,7 +14,8 @@ from sqlalchemy import Engine, func, select
 
 from mailer_lib.agent.job import ControlFile, LeaseGrant, Limits, Status
 from mailer_lib.contacts.consent import active_suppressions_since
-from mailer_lib.database.engine import now, read
+from mailer_lib.database.audit import record
+from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
 from mailer_lib.dispatch.channel import Channel, LocalChannel
@@ -139,6 +140,7 @@ class SlotRunner:
         self._heartbeat_at = 0.0
         self._said_at = 0.0
         self._said: SlotState | None = None
+        self._held: dict[str, str] = {}  # providers that the breaker leaves alone, with its reason
         self._recent: list[tuple[float, int]] = []
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -172,6 +174,7 @@ class SlotRunner:
                 return ended
             progress = self._progress(view)
             self._say(progress)
+            self._note_held(view)
             if progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
                 on_progress(progress)
                 reported = (time.monotonic(), progress.state)
@@ -504,6 +507,16 @@ class SlotRunner:
             deferred=sum(t.deferred for t in self.trackers.values()),
             leases=len(self.trackers),
         )
+
+    def _note_held(self, view: View) -> None:
+        """Audit each provider that the agent's breaker begins to leave alone."""
+        status = self._fresh_status()
+        held = {h.provider: h.reason for h in status.held} if status is not None else self._held
+        for provider in held.keys() - self._held.keys():
+            detail = {"server": self.slot.server, "provider": provider, "reason": held[provider]}
+            with write(self.engine) as connection:
+                record(connection, f"agent:{self.slot.label}", "provider.held", f"send:{view.send.ref}", detail)
+        self._held = held
 
     def _has_paused(self, status: Status | None) -> bool:
         """Whether nothing more leaves: the agent has read of the pause, and nothing is on its way."""

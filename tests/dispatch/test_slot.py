@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from mailer_lib.contacts.consent import unsubscribe
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import rollups_hourly, sends, suppressions
+from mailer_lib.database.schema import audit_log, rollups_hourly, sends, suppressions
 from mailer_lib.dispatch import agent_keeper, control
 from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.central_ledger import write_off
@@ -351,3 +351,25 @@ def test_the_job_folder_holds_the_keys_of_this_send_only_and_no_address_in_logs(
             assert world.settings.tokens().hex().encode() not in data
             if path.suffix == ".log" or path.suffix == ".ledger":
                 assert b"p1@" not in data
+
+
+def test_a_provider_that_refuses_everything_is_left_alone_and_said_to_be(
+    sqlite_world: World, sink: SinkProcess
+) -> None:
+    world = sqlite_world
+    sink.set_rules("domains: {gmail.example: {refuse: {code: 550, enhanced: 5.7.1, text: Blocked for policy reasons}}}")
+    equip(world, sink)
+    send_id = ready_send(world, [400])
+    slot = Running(world, send_id, world.slot())
+    slot.until(lambda said: "gmail is left alone" in said.reason and said.per_s == 0)
+    control.stop(world.engine, "spring-sale#1", "ann")
+    slot.report()
+    books = balance(world.engine, world.settings, send_id)
+    gmail = 100  # of every four
+    assert books[Outcome.INJECTED] == 400 - gmail
+    assert 40 <= books[Outcome.REJECTED] <= 60
+    assert books[Outcome.CANCELLED] == gmail - books[Outcome.REJECTED]
+    with read(world.engine) as connection:
+        (held,) = connection.execute(select(audit_log).where(audit_log.c.action == "provider.held")).all()
+    assert held.detail["provider"] == "gmail"
+    assert "550 5.7.1 Blocked for policy reasons" in held.detail["reason"]
