@@ -1,5 +1,6 @@
 """``mailfleet contacts``: import with consent, look up, take off, ask for confirmation."""
 
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,8 @@ from mailer_lib.commands.context import CommandContext, console, open_context, p
 from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
+
     from mailer_lib.contacts.importer import ImportReport
     from mailer_lib.contacts.person import Person
 
@@ -293,12 +296,14 @@ def _export_many(context: CommandContext, file: Path, list_name: str | None, cri
         audit.record(connection, context.actor, "contacts.export.begin", obj, detail)
     with snapshot(context.engine) as connection, progress(f"exporting to {file.name}") as report:
         target = list_id(connection, list_name) if list_name else None
-        condition = None
+        condition: AbstractContextManager[ColumnElement[bool] | None] = nullcontext()  # everybody
         if criteria_name is not None:
             tree = criteria.load(connection, criteria_name).rules
-            condition = sampling.condition(connection, tree, catalogue.load(connection), now=now())
-        rows = export_rows(connection, condition=condition, list_id=target, progress=report)
-        count = write_file(file, export_header(connection), rows)
+            known = catalogue.load(connection)
+            condition = sampling.picking(connection, context.settings, tree, known, now=now())
+        with condition as picked:
+            rows = export_rows(connection, condition=picked, list_id=target, progress=report)
+            count = write_file(file, export_header(connection), rows)
     with write(context.engine) as connection:
         audit.record(connection, context.actor, "contacts.export.file", obj, detail | {"rows": count})
     console().print(f"{count:,} contacts in {file}", markup=False, soft_wrap=True)
