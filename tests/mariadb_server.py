@@ -35,10 +35,13 @@ class MariadbServer:
         _sweep(parent)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
         self.socket = self.folder / "s"
+        self._temporary = self.folder / "tmp"
+        self._temporary.mkdir()
         self._as_user: dict[str, object] = {}
         if os.geteuid() == 0:  # the server refuses to run as root
             account = next(a for name in ("mysql", "nobody") for a in [_account(name)] if a)
-            os.chown(self.folder, account.pw_uid, account.pw_gid)
+            for folder in (self.folder, self._temporary):
+                os.chown(folder, account.pw_uid, account.pw_gid)
             self._as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         try:
             self._install()
@@ -71,6 +74,7 @@ class MariadbServer:
                     which("mariadbd") or "mariadbd",
                     "--no-defaults",
                     f"--datadir={self.folder}/data",
+                    f"--tmpdir={self._temporary}",  # a server that starts removes the temporary tables that it finds
                     f"--socket={self.socket}",
                     f"--pid-file={self.folder}/pid",
                     f"--log-error={self.folder}/log",
