@@ -8,13 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
-from granian import Granian
 from granian.constants import Interfaces, Loops
+from granian.server.mp import MPServer
 
 WORKER_KILL_TIMEOUT_S = 15
 START_TIMEOUT_S = 60.0
 _PR_SET_PDEATHSIG = 1
+
+log = logging.getLogger(__name__)
 
 
 class ServeError(RuntimeError):
@@ -33,7 +36,7 @@ def run(target: str, host: str, port: int, *, workers: int = 1, announce: Callab
     """
     port = _claim(host, port)
     logging.getLogger("_granian").setLevel(logging.WARNING)
-    server = Granian(
+    server = _Server(
         target,
         factory=True,
         interface=Interfaces.ASGI,
@@ -47,9 +50,19 @@ def run(target: str, host: str, port: int, *, workers: int = 1, announce: Callab
         respawn_failed_workers=True,
         workers_kill_timeout=WORKER_KILL_TIMEOUT_S,
     )
-    ready = threading.Thread(target=_announce_when_ready, args=(host, port, announce), daemon=True)
-    server.on_startup(ready.start)
+    server.ready = threading.Thread(target=_announce_when_ready, args=(host, port, announce), daemon=True)
     server.serve()
+
+
+class _Server(MPServer):
+    """Starts ``ready`` once the workers are forked. Granian's own hook runs before: a worker would then be forked while
+    that thread holds, say, an import lock, which nobody in the worker ever gives back."""
+
+    ready: threading.Thread
+
+    def startup(self, *args: Any, **options: Any) -> None:
+        super().startup(*args, **options)  # type: ignore[no-untyped-call]
+        self.ready.start()
 
 
 def _claim(host: str, port: int) -> int:
@@ -79,6 +92,7 @@ def _announce_when_ready(host: str, port: int, announce: Callable[[str], None]) 
             connection.close()
         announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         return
+    log.error("nothing answers on %s:%d after %.0f s", host, port, START_TIMEOUT_S)
 
 
 def end_with_parent() -> None:

@@ -6,6 +6,8 @@ MySQL both run READ COMMITTED, because a slot that polls must see what others co
 """
 
 import hashlib
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -44,12 +46,27 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _use_wal(cursor)
     cursor.execute("PRAGMA synchronous=FULL")  # a grant must be on disk before it is handed over
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.execute("PRAGMA recursive_triggers=ON")  # REPLACE INTO must not slip past the triggers of consent_events
     cursor.close()
     connection.create_function("mailfleet_sample_point", 2, _sample_point, deterministic=True)
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Two connections that turn a new file into WAL at once block each other, and SQLite then fails at once instead of
+    waiting: the lock would have to be upgraded (https://www.sqlite.org/rescode.html#busy). The loser finds WAL on."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _sample_point(seed: str, address_hash: bytes) -> str:

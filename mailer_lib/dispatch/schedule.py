@@ -62,8 +62,9 @@ def newest_slot(timed: Timed, now: datetime) -> datetime | None:
     if timed.cron is None:
         return timed.starts_at if timed.starts_at is not None and timed.starts_at <= now else None
     zone = ZoneInfo(timed.timezone)
-    # croniter's get_prev is exclusive: begin just after now
-    local: datetime = croniter(timed.cron, (now + timedelta(seconds=1)).astimezone(zone)).get_prev(datetime)
+    # croniter's get_prev is exclusive, and counts in seconds: begin at the next one
+    after = now.replace(microsecond=0) + timedelta(seconds=1)
+    local: datetime = croniter(timed.cron, after.astimezone(zone)).get_prev(datetime)
     slot = local.astimezone(UTC)
     earliest = timed.updated_at - EDIT_GRACE
     if timed.starts_at is not None:

@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> Starlette:
         exception_handlers={BadTokenError: _bad_token, HTTPException: _http_error},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a path that is no door is a 404, and its token isn't said back in a Location
     app.state.doors = found
     return app
 

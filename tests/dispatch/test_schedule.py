@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mailer_lib.dispatch.schedule import Due, Timed, due, newest_slot, slot_edition
@@ -84,6 +84,7 @@ def test_the_hour_that_comes_twice_has_two_editions():
     st.sampled_from(["UTC", "Europe/Oslo", "America/New_York", "Asia/Kolkata"]),
     st.datetimes(datetime(2026, 2, 1), datetime(2030, 1, 1), timezones=st.just(UTC)),
 )
+@example("*/5 * * * *", "UTC", datetime(2026, 2, 1, 0, 14, 59, 1, tzinfo=UTC))
 def test_a_slot_is_never_in_the_future_and_stays_the_same_until_the_next(cron, timezone, now):
     timed = Timed("c", LONG_AGO, cron=cron, timezone=timezone)
     slot = newest_slot(timed, now)

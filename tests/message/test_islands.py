@@ -35,7 +35,8 @@ EXPRESSION = st.sampled_from(
         "{{ link(3) }}",
         "{{ link(0)|upper }}",
         "{% set seen = contact.b %}",
-        "{% set contact = {'a': contact.b, 'b': 1, 'number': 1} %}",
+        "{% set contact = {'a': contact.b, 'b': 1, 'number': 1, 'flag': true, 'locale': 'de', 'given_name': 'x',"
+        " 'attributes': {'a': contact.a, 'given_name': 2}} %}",  # every field that the others ask for
         "{{ contact.number|number }}{{ contact.locale }}",
         "{{ contact.given_name }}{{ contact.attributes.given_name }}",
         "{{ contact.flag }}",

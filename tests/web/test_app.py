@@ -5,7 +5,7 @@ import string
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -75,6 +75,7 @@ def test_a_failure_of_ours_is_a_page_and_a_log_line_without_token(
 @given(
     door=st.sampled_from(DOORS), token=st.text(min_size=1, max_size=90), method=st.sampled_from(["GET", "POST", "HEAD"])
 )
+@example(door="/u/{}", token="0/", method="GET")
 def test_any_path(sqlite_client: TestClient, door: str, token: str, method: str) -> None:
     path = door.format(quote(token.encode("utf-8", "surrogatepass"), safe=""))
     assert sqlite_client.request(method, path).status_code in (404, 405)

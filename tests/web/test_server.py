@@ -83,6 +83,26 @@ def test_workers_end_with_a_killed_parent(sqlite_world: World) -> None:
         assert alive == []
 
 
+ANNOUNCED_FORKS = """
+import os, threading
+from mailer_lib.asgi_server import run
+os.register_at_fork(before=lambda: print([thread.name for thread in threading.enumerate()], flush=True))
+run("mailer_lib.web.app:app_from_environment", "127.0.0.1", 0, announce=lambda url: print(url, flush=True))
+"""
+
+
+def test_no_other_thread_runs_while_a_worker_is_forked(sqlite_world: World) -> None:
+    """A worker that inherits a lock which such a thread held waits for it for ever."""
+    process = subprocess.Popen([sys.executable, "-c", ANNOUNCED_FORKS], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "['MainThread']\n"
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 def test_a_taken_port_is_a_sentence(sqlite_world: World) -> None:
     with serving(sqlite_world.settings) as (url, _):
         ran = subprocess.run(
