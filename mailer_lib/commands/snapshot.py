@@ -1,7 +1,7 @@
 """``mailfleet snapshot``: the frozen recipients of a send."""
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from mailer_lib.audience.published import PublishedSnapshot
     from mailer_lib.commands.context import CommandContext
 
-app = typer.Typer(help="Frozen recipients: build, show, verify, expire.", no_args_is_help=True)
+app = typer.Typer(help="Frozen recipients: build, show, verify, ask, expire.", no_args_is_help=True)
 
 Send = Annotated[str, typer.Argument(metavar="SEND", help="campaign#edition, like spring-sale#1")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Phase = Annotated[int | None, typer.Option(help="1 for the first, one more for each top-up; the newest by default.")]
 
 
@@ -90,6 +91,39 @@ def verify(send: Send, phase: Phase = None) -> None:
 
 
 @app.command()
+def why(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="In any spelling.")],
+    *,
+    send: Annotated[str, typer.Option(metavar="SEND", help="campaign#edition, like spring-sale#1")],
+    phase: Annotated[int | None, typer.Option(help="Of a send that was topped up; all of them by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why one person got a send, or not: where they stand, what became of it, and which rules they match.
+
+    The rules are judged on the contact as it is now; the answer says when it has changed since.
+    """
+    from mailer_lib.commands.snapshot_text import why_lines
+    from mailer_lib.dispatch.why import why as ask
+
+    ref = parse_send_ref(send)
+    with open_context() as context:
+        found = ask(
+            context.engine,
+            context.settings,
+            address,
+            campaign=ref.campaign,
+            edition=ref.edition,
+            phase=phase,
+            actor=context.actor,
+        )
+    if as_json:
+        _print_json(found)
+        return
+    for line in why_lines(found):
+        console().print(line)
+
+
+@app.command()
 def expire(
     older_than: Annotated[str, typer.Option(metavar="DAYS", help="Published longer ago than this: 400d.")],
     *,
@@ -120,6 +154,19 @@ def expire(
         typer.echo(problem, err=True)
     if done.problems:
         raise typer.Exit(FAILED)
+
+
+def _print_json(answer: Any) -> None:
+    import json
+    from dataclasses import asdict
+
+    def plain(value: object) -> str:
+        if isinstance(value, bytes):
+            return value.hex()
+        assert isinstance(value, datetime)
+        return value.isoformat()
+
+    typer.echo(json.dumps(asdict(answer), default=plain, ensure_ascii=False, indent=1))
 
 
 def _find(context: "CommandContext", send: str, phase: int | None) -> "PublishedSnapshot":

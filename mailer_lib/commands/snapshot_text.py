@@ -1,0 +1,85 @@
+"""What the questions about snapshots answer, as lines, tables and trees for a person."""
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from rich.tree import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from mailer_lib.audience.evaluation import Judged
+    from mailer_lib.dispatch.why import InPhase, Rules, Why
+
+
+def why_lines(found: "Why") -> "Iterator[RenderableType]":
+    """The answer first, then the phases, then the rules."""
+    from mailer_lib.dispatch.why import headline
+
+    yield Text(headline(found))
+    for phase in found.phases:
+        yield from _phase_lines(phase)
+    if found.rules is not None:
+        yield from _rules_lines(found.rules)
+
+
+def _phase_lines(phase: "InPhase") -> "Iterator[RenderableType]":
+    head = f"phase {phase.phase}, as of {phase.as_of:%Y-%m-%d %H:%M} UTC: "
+    if phase.frozen is not None:
+        row = phase.frozen
+        blanked = ", blanked" if row.blanked else ""
+        yield Text(
+            f"{head}selected, shard {phase.shard}, row {row.row}, variant {row.variant}, {row.provider}{blanked}"
+        )
+        yield Text(f"  message key {row.message_key.hex()}")
+        yield Text(f"  {_outcome(phase)}")
+    elif phase.left_out:
+        yield Text(f"{head}matched, left out")
+        for reason in phase.left_out:
+            yield Text(f"  {reason.name}: {reason.sentence}")
+    else:
+        yield Text(f"{head}didn't match")
+
+
+def _outcome(phase: "InPhase") -> str:
+    said = phase.outcome
+    assert said is not None
+    server = f" by {said.server}" if said.server else ""
+    deferred = f", deferred {said.deferrals} times before" if said.deferrals else ""
+    if said.outcome is None:
+        return f"granted to {said.server}, not settled yet{deferred}" if said.server else "nobody sends it yet"
+    reply = f": {said.reply}" if said.reply else ""
+    return f"{said.outcome}{server} on {said.at:%Y-%m-%d %H:%M:%S} UTC{deferred}{reply}"
+
+
+def _rules_lines(rules: "Rules") -> "Iterator[RenderableType]":
+    name = f' "{rules.criteria}"' if rules.criteria else ""
+    if rules.answer is None:
+        yield Text(f"criteria{name}: {rules.problem}")
+        return
+    as_it_is = "as the contact is now" if rules.changed else "the contact hasn't changed since"
+    yield Text(
+        f"criteria{name} of phase {rules.phase}, today being {rules.as_of:%Y-%m-%d %H:%M} UTC; {as_it_is}"
+        + "".join(f"\n  {sentence}" for sentence in rules.changed)
+    )
+    yield judged_tree(rules.answer)
+
+
+def judged_tree(judged: "Judged") -> Tree:
+    """✓ what held, ✗ what didn't."""
+    tree = Tree(_judged_line(judged))
+    _grow(tree, judged)
+    return tree
+
+
+def _grow(tree: Tree, judged: "Judged") -> None:
+    for member in judged.members:
+        _grow(tree.add(_judged_line(member)), member)
+
+
+def _judged_line(judged: "Judged") -> Text:
+    value = f"  ({judged.value})" if judged.value is not None else ""
+    mark = ("✓", "green") if judged.holds else ("✗", "red")
+    return Text.assemble(mark, f" {judged.label}", (value, "dim"))
