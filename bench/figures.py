@@ -17,6 +17,12 @@ class Figures:
         if not ok:
             self.short.append(name)
 
+    def at_most(self, name: str, value: float, unit: str, bar: float) -> None:
+        ok = value <= bar
+        print(f"figure {name} {_plain(value)} {unit} bar <= {_plain(bar)} {'ok' if ok else 'short'}", flush=True)
+        if not ok:
+            self.short.append(name)
+
     def exit_status(self) -> int:
         for name in self.short:
             print(f"short: {name}")

@@ -1,6 +1,7 @@
 """``mailfleet snapshot``: the frozen recipients of a send."""
 
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,9 @@ from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
 from mailer_lib.terms import SendMode, UnknownPolicy
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from mailer_lib.audience.difference import Side
     from mailer_lib.audience.manifest import Manifest
     from mailer_lib.audience.published import PublishedSnapshot
     from mailer_lib.commands.context import CommandContext
@@ -124,6 +128,42 @@ def why(
 
 
 @app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="campaign#edition, or campaign#edition@phase.")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Likewise, of the same campaign or another.")],
+    *,
+    people: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A row for each person, to a .csv or .parquet; no addresses.")
+    ] = None,
+    addresses: Annotated[bool, typer.Option("--addresses", help="In the file, as the contacts have them now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Who is in one frozen audience and not in the other, and why. Without a phase, all phases of a send together."""
+    from mailer_lib.audience.difference import compare
+    from mailer_lib.commands.snapshot_text import difference_lines
+    from mailer_lib.database import audit
+    from mailer_lib.database.engine import read, write
+
+    if addresses and people is None:
+        raise CommandError("--addresses are written to a file: say --people FILE.csv too", WRONG_USAGE)
+    with open_context() as context:
+        with read(context.engine) as connection:
+            sides = [_side(context, connection, ref) for ref in (first, second)]
+            found = compare(connection, *sides, people=people, addresses=addresses)
+        if people is not None:
+            detail = {"with": found.second, "rows": found.added.people + found.removed.people, "addresses": addresses}
+            with write(context.engine) as connection:
+                audit.record(connection, context.actor, "snapshot.diff", f"send:{found.first}", detail)
+    if as_json:
+        _print_json(found)
+        return
+    for line in difference_lines(found):
+        console().print(line)
+    if people is not None:
+        console().print(f"people: {people}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def expire(
     older_than: Annotated[str, typer.Option(metavar="DAYS", help="Published longer ago than this: 400d.")],
     *,
@@ -154,6 +194,22 @@ def expire(
         typer.echo(problem, err=True)
     if done.problems:
         raise typer.Exit(FAILED)
+
+
+def _side(context: "CommandContext", connection: "Connection", text: str) -> "Side":
+    """``campaign#edition`` or ``campaign#edition@phase``."""
+    from mailer_lib.audience.difference import Side
+    from mailer_lib.audience.published import find_published, published
+
+    name, at, phase = text.partition("@")
+    ref = parse_send_ref(name)
+    if at and not phase.isdecimal():
+        raise CommandError(f"{text!r}: write the phase as a number, like {name}@1", WRONG_USAGE)
+    every = published(connection, context.settings, ref.campaign, ref.edition)
+    if not at and every:
+        return Side.of(every, one_phase=False)
+    wanted = int(phase) if at else None
+    return Side.of([find_published(connection, context.settings, ref.campaign, ref.edition, wanted)], one_phase=True)
 
 
 def _print_json(answer: Any) -> None:

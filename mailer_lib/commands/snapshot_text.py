@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from mailer_lib.audience.difference import Difference, Moved
     from mailer_lib.audience.evaluation import Judged
     from mailer_lib.dispatch.why import InPhase, Rules, Why
 
@@ -23,6 +24,42 @@ def why_lines(found: "Why") -> "Iterator[RenderableType]":
         yield from _phase_lines(phase)
     if found.rules is not None:
         yield from _rules_lines(found.rules)
+
+
+def difference_lines(found: "Difference") -> "Iterator[RenderableType]":
+    """Counts, then one block for those who came and one for those who went."""
+    yield Text(f"{found.first} → {found.second}")
+    yield Text(f"in the first   {found.first_people:>10,}")
+    yield Text(f"in the second  {found.second_people:>10,}")
+    yield Text(f"in both        {found.stayed:>10,}")
+    yield from _moved_lines("added", found.added, _WHY_ADDED)
+    yield from _moved_lines("removed", found.removed, _WHY_REMOVED)
+
+
+_WHY_ADDED = {
+    "barred": "matched the first too, and are no longer barred",
+    "erased": "were erased since; nothing is known of them",
+    "no-contact-yet": "became contacts after the first was frozen",
+    "gone": "are no contacts any more",
+    "no-match": "match now; didn't match the first",
+}
+_WHY_REMOVED = {
+    "barred": "match the second, and are barred:",
+    "erased": "were erased since; nothing is known of them",
+    "no-contact-yet": "were no contacts yet when the second was frozen",
+    "gone": "are no contacts any more",
+    "no-match": "don't match the second",
+}
+
+
+def _moved_lines(label: str, moved: "Moved", why: dict[str, str]) -> "Iterator[RenderableType]":
+    yield Text(f"{label:<13}  {moved.people:>10,}")
+    for absence, people in moved.by_absence.items():
+        yield Text(f"               {people:>10,}  {why[absence]}")
+        if absence == "barred":
+            yield from (Text(f"                 {n:>10,}  {reason}") for reason, n in moved.by_reason.items())
+    if moved.by_provider:
+        yield Text("               " + ", ".join(f"{name} {people:,}" for name, people in moved.by_provider.items()))
 
 
 def _phase_lines(phase: "InPhase") -> "Iterator[RenderableType]":

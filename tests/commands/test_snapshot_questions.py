@@ -60,3 +60,36 @@ def test_errors_are_sentences(frozen: Engine, mailfleet: Mailfleet) -> None:
     assert "there is no @ in it" in mailfleet("snapshot", "why", "nonsense", "--send", "spring-sale#1").stderr
     assert "no published snapshot" in mailfleet("snapshot", "why", HELD, "--send", "spring-sale#9").stderr
     assert "published are: 1" in mailfleet("snapshot", "why", HELD, "--send", "spring-sale#1", "--phase", "2").stderr
+
+
+def test_what_has_changed_since_the_last_edition(
+    frozen: Engine, settings: Settings, mailfleet: Mailfleet, tmp_path: Any
+) -> None:
+    suppress(frozen, settings, HELD)
+    assert mailfleet("snapshot", "build", "spring-sale#2").code == 0
+    ran = mailfleet("snapshot", "diff", "spring-sale#1", "spring-sale#2@1", "--people", tmp_path / "moved.csv")
+    lines = [" ".join(line.split()) for line in ran.stdout.splitlines()]
+    assert lines[:4] == [
+        "spring-sale#1 → spring-sale#2@1",
+        "in the first 30",
+        "in the second 29",
+        "in both 29",
+    ]
+    assert lines[4:9] == [
+        "added 0",
+        "removed 1",
+        "1 match the second, and are barred:",
+        "1 suppressed-address",
+        "other 1",
+    ]
+    assert (tmp_path / "moved.csv").read_text().splitlines()[0].startswith("change,contact_id,address_hash")
+    told = json.loads(mailfleet("snapshot", "diff", "spring-sale#1", "spring-sale#2", "--json").stdout)
+    assert told["removed"]["by_reason"] == {"suppressed-address": 1}
+
+
+def test_a_diff_that_can_not_be_is_a_sentence(frozen: Engine, mailfleet: Mailfleet) -> None:
+    assert "no published snapshot" in mailfleet("snapshot", "diff", "spring-sale#1", "spring-sale#9").stderr
+    assert "published are: 1" in mailfleet("snapshot", "diff", "spring-sale#1@4", "spring-sale#1").stderr
+    assert "like spring-sale#1@1" in mailfleet("snapshot", "diff", "spring-sale#1@x", "spring-sale#1").stderr
+    lonely = mailfleet("snapshot", "diff", "spring-sale#1", "spring-sale#1", "--addresses")
+    assert (lonely.code, "--people FILE.csv" in lonely.stderr) == (2, True)
