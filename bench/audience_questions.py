@@ -22,6 +22,7 @@ from sqlalchemy import Engine
 from bench import questions_world as made_up
 from bench.figures import Figures
 from mailer_lib.audience.difference import Side, compare
+from mailer_lib.audience.profile import profile
 from mailer_lib.audience.published import find_published
 from mailer_lib.database.engine import open_engine, read
 from mailer_lib.database.migrate import upgrade
@@ -71,6 +72,10 @@ def ask(figures: Figures, engine: Engine, settings: Settings, rows: int, expecte
     assert (found.removed.people, found.added.people) == (expected.removed, expected.added), found
     figures.note("diff_removed", str(dict(found.removed.by_absence)).replace(" ", ""))
     figures.note("diff_added", str(dict(found.added.by_absence)).replace(" ", ""))
+    with read(engine) as connection:
+        snapshot = find_published(connection, settings, made_up.CAMPAIGN, "1")
+    found = timed(figures, "profile", lambda: profile(snapshot))
+    assert found.people == sum(n for column in found.columns if column.name == "provider" for _, n in column.values)
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", "import mailer_lib.dispatch.why, duckdb"], check=True)
     figures.note("start_of_a_process", time.perf_counter() - started, "s, libraries loaded; beside the above")

@@ -164,6 +164,21 @@ def diff(
 
 
 @app.command()
+def profile(send: Send, phase: Phase = None, *, as_json: AsJson = False) -> None:
+    """What the frozen audience looks like: how each column's values spread, and how many people lack it."""
+    from mailer_lib.audience.profile import profile as ask
+    from mailer_lib.commands.snapshot_text import profile_lines
+
+    with open_context() as context:
+        found = ask(_find(context, send, phase))
+    if as_json:
+        _print_json(found)
+        return
+    for line in profile_lines(found):
+        console().print(line)
+
+
+@app.command()
 def expire(
     older_than: Annotated[str, typer.Option(metavar="DAYS", help="Published longer ago than this: 400d.")],
     *,

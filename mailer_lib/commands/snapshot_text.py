@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from mailer_lib.audience.difference import Difference, Moved
     from mailer_lib.audience.evaluation import Judged
+    from mailer_lib.audience.profile import Column, Profile
     from mailer_lib.dispatch.why import InPhase, Rules, Why
 
 
@@ -60,6 +62,40 @@ def _moved_lines(label: str, moved: "Moved", why: dict[str, str]) -> "Iterator[R
             yield from (Text(f"                 {n:>10,}  {reason}") for reason, n in moved.by_reason.items())
     if moved.by_provider:
         yield Text("               " + ", ".join(f"{name} {people:,}" for name, people in moved.by_provider.items()))
+
+
+_SHOWN_VALUES = 10
+_SHOWN_MONTHS = 12
+
+
+def profile_lines(found: "Profile") -> "Iterator[RenderableType]":
+    """A table with a line for each column. Shares are of all people; those without a value make up the rest."""
+    blanked = f", {found.blanked:,} more are blanked" if found.blanked else ""
+    yield Text(f"{found.name} phase {found.phase}: {found.people:,} people{blanked}")
+    table = Table("column", "missing", "different", "values")
+    for column in found.columns:
+        about = "about " if column.spread is not None and not column.values else ""
+        missing = _share(column.missing, found.people)
+        table.add_row(column.name, missing, f"{about}{column.different:,}", _values(column, found.people))
+    yield table
+
+
+def _values(column: "Column", people: int) -> Text:
+    if column.spread is not None:
+        spread = column.spread
+        at = [f"{percent} % {value:.15g}" for percent, value in spread.percentiles.items()]
+        return Text(", ".join([f"min {spread.smallest:.15g}", *at, f"max {spread.largest:.15g}"]))
+    values = column.values
+    if column.kind == "date":
+        left = len(values) - _SHOWN_MONTHS
+        head = f"{values[0][0]} to {values[-1][0]}; the last: " if left > 0 else ""
+        return Text(head + ", ".join(f"{month} {_share(n, people)}" for month, n in values[-_SHOWN_MONTHS:]))
+    shown = values if column.name == "domain" else values[:_SHOWN_VALUES]
+    return Text(", ".join(f"{value} {_share(n, people)}" for value, n in shown))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
 
 
 def _phase_lines(phase: "InPhase") -> "Iterator[RenderableType]":

@@ -93,3 +93,12 @@ def test_a_diff_that_can_not_be_is_a_sentence(frozen: Engine, mailfleet: Mailfle
     assert "like spring-sale#1@1" in mailfleet("snapshot", "diff", "spring-sale#1@x", "spring-sale#1").stderr
     lonely = mailfleet("snapshot", "diff", "spring-sale#1", "spring-sale#1", "--addresses")
     assert (lonely.code, "--people FILE.csv" in lonely.stderr) == (2, True)
+
+
+def test_what_an_audience_looks_like(frozen: Engine, mailfleet: Mailfleet) -> None:
+    ran = mailfleet("snapshot", "profile", "spring-sale#1")
+    assert "spring-sale#1 phase 1: 30 people" in ran.stdout
+    row = next(line for line in ran.stdout.splitlines() if "attribute.tier" in line)
+    assert "0.0 %" in row and "gold 100.0 %" in row
+    told = json.loads(mailfleet("snapshot", "profile", "spring-sale#1", "--json").stdout)
+    assert [c["values"] for c in told["columns"] if c["name"] == "provider"] == [[["other", 30]]]
