@@ -1,5 +1,6 @@
 """DuckDB over a snapshot's files: in memory, with what is built in. No extension is ever fetched."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 import duckdb
 
 MEMORY = "2GB"  # of what is joined; more is spilled
+THREADS_A_CORE = 2  # thousands of small files are opened, and opening waits
 
 
 @contextmanager
@@ -20,5 +22,6 @@ def over_files() -> Iterator[duckdb.DuckDBPyConnection]:
     ):
         connection.execute(f"SET memory_limit = '{MEMORY}'")
         connection.execute("SET temp_directory = $spill", {"spill": spill})
+        connection.execute(f"SET threads = {THREADS_A_CORE * (os.cpu_count() or 1)}")
         connection.execute("SET preserve_insertion_order = false")
         yield connection
