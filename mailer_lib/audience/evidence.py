@@ -130,7 +130,7 @@ def _evidence(bit: ExclusionReason, facts: Facts, frozen: Frozen) -> Iterator[st
         case ExclusionReason.SUPPRESSED_ADDRESS:
             yield from _suppressed(facts, frozen, None)
         case ExclusionReason.SUPPRESSED_DOMAIN if facts.domain is not None:
-            source = f" by {facts.domain.source}" if facts.domain.source else ""
+            source = f" ({facts.domain.source})" if facts.domain.source else ""
             yield f"the domain {facts.domain.domain} is suppressed since {_when(facts.domain.since)}{source}"
         case ExclusionReason.BOUNCED | ExclusionReason.COMPLAINED | ExclusionReason.ERASED:
             yield from _by_trace(bit, facts, frozen)
@@ -186,7 +186,7 @@ def _suppressed(facts: Facts, frozen: Frozen, reason: SuppressionReason | None) 
         stood = one.recorded_at <= frozen.published_at and (one.lifted_at is None or one.lifted_at > frozen.as_of)
         if stood and one.list_name in {None, facts.list_name} and reason in {None, one.reason}:
             scope = "every list" if one.list_name is None else f'the list "{one.list_name}"'
-            source = f" by {one.source}" if one.source else ""
+            source = f" ({one.source})" if one.source else ""
             lifted = f", lifted on {_when(one.lifted_at)}" if one.lifted_at else ""
             yield f"suppressed on {scope} since {_when(one.refused_at)}: {one.reason}{source}{lifted}"
 

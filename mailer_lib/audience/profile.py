@@ -23,7 +23,7 @@ PERCENTS = (5, 25, 50, 75, 95)
 MAX_TOP = 20
 _COLUMNS_A_SCAN = 30  # grouping() is a bitmask
 _SAMPLE_FILES = 16
-_MANY = 0.5  # of the rows of these have a value that no other row has
+_MANY = 10_000  # different values in these, which have some 30,000 rows
 
 
 class ColumnKind(StrEnum):
@@ -129,10 +129,10 @@ class _Scan:
 
     def _with_many_values(self) -> Iterator[str]:
         names = list(self._kinds)
-        ratios = ", ".join(f"count(DISTINCT {_quoted(name)}) / count({_quoted(name)})" for name in names)
-        found = self._one(f"SELECT {ratios} FROM read_parquet($sample, hive_partitioning = false)", sample=self._sample)  # noqa: S608
-        always = set(_ALWAYS)
-        yield from (name for name, ratio in zip(names, found, strict=True) if name not in always and _is_many(ratio))
+        different = ", ".join(f"count(DISTINCT {_quoted(name)})" for name in names)
+        query = f"SELECT {different} FROM read_parquet($sample, hive_partitioning = false)"  # noqa: S608
+        found = self._one(query, sample=self._sample)
+        yield from (name for name, values in zip(names, found, strict=True) if name not in _ALWAYS and values > _MANY)
 
     def _grouped(self, people: int, names: Sequence[str]) -> Iterator[Column]:
         """Columns with few values, from one table of how many people have which."""
@@ -194,10 +194,6 @@ class _Scan:
         row = self._duck.execute(query, bound or None).fetchone()
         assert row is not None
         return row
-
-
-def _is_many(ratio: float | None) -> bool:
-    return ratio is not None and ratio > _MANY
 
 
 def _quoted(name: str) -> str:

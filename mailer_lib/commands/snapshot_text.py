@@ -113,7 +113,7 @@ def _phase_lines(phase: "InPhase") -> "Iterator[RenderableType]":
         for reason in phase.left_out:
             yield Text(f"  {reason.name}: {reason.sentence}")
     else:
-        yield Text(f"{head}didn't match")
+        yield Text(f"{head}not among those who matched")
 
 
 def _outcome(phase: "InPhase") -> str:
@@ -134,7 +134,7 @@ def _rules_lines(rules: "Rules") -> "Iterator[RenderableType]":
         return
     as_it_is = "as the contact is now" if rules.changed else "the contact hasn't changed since"
     yield Text(
-        f"criteria{name} of phase {rules.phase}, today being {rules.as_of:%Y-%m-%d %H:%M} UTC; {as_it_is}"
+        f'criteria{name} of phase {rules.phase}, "today" is {rules.as_of:%Y-%m-%d %H:%M} UTC; {as_it_is}'
         + "".join(f"\n  {sentence}" for sentence in rules.changed)
     )
     yield judged_tree(rules.answer)

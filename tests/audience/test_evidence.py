@@ -61,7 +61,7 @@ CASES = {
         R.UNSUBSCRIBED,
         facts(on("unsubscribed", unsubscribed_at=BEFORE), suppressions=(LEFT,)),
         'left the list "newsletter" on 2026-10-03 08:30 UTC; '
-        'suppressed on the list "newsletter" since 2026-10-03 08:30 UTC: unsubscribed by one-click',
+        'suppressed on the list "newsletter" since 2026-10-03 08:30 UTC: unsubscribed (one-click)',
     ),
     "came back since": (
         R.UNSUBSCRIBED,
@@ -71,7 +71,7 @@ CASES = {
     "suppressed": (
         R.SUPPRESSED_ADDRESS,
         facts(suppressions=(suppressed("manual", source="ann"),)),
-        "suppressed on every list since 2026-10-03 08:30 UTC: manual by ann",
+        "suppressed on every list since 2026-10-03 08:30 UTC: manual (ann)",
     ),
     "lifted since": (
         R.SUPPRESSED_ADDRESS,
@@ -92,7 +92,7 @@ CASES = {
     "domain": (
         R.SUPPRESSED_DOMAIN,
         facts(domain=DomainRecord("x.example", "ann", BEFORE)),
-        "the domain x.example is suppressed since 2026-10-03 08:30 UTC by ann",
+        "the domain x.example is suppressed since 2026-10-03 08:30 UTC (ann)",
     ),
     "bounced": (
         R.BOUNCED,
@@ -118,7 +118,7 @@ CASES = {
     "erased, and gone": (
         R.ERASED,
         facts(state=None, suppressions=(suppressed("erased", source="ann"),)),
-        "suppressed on every list since 2026-10-03 08:30 UTC: erased by ann",
+        "suppressed on every list since 2026-10-03 08:30 UTC: erased (ann)",
     ),
     "cap": (
         R.FREQUENCY_CAP,

@@ -59,7 +59,7 @@ def test_numbers_spread_as_in_plain_python_by_either_way(
     )
     snapshot = frozen(world, f"{now():%H%M%S%f}")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(profiles, "_MANY", -1.0 if alone else 1.0)
+        patched.setattr(profiles, "_MANY", -1 if alone else len(points))
         found = column(profile(snapshot), "attribute.points")
     some = [value for value in points if value is not None]
     assert found.missing == len(points) - len(some)

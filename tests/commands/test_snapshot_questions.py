@@ -49,7 +49,7 @@ def test_why_somebody_did_not(campaign: Engine, settings: Settings, mailfleet: M
     mailfleet("snapshot", "build", "spring-sale#1")
     barred = mailfleet("snapshot", "why", HELD, "--send", "spring-sale#1").stdout
     assert "matched, but was left out of spring-sale#1" in barred
-    assert "suppressed-address: suppressed on every list since" in barred and "manual by ann" in barred
+    assert "suppressed-address: suppressed on every list since" in barred and "manual (ann)" in barred
     missed = mailfleet("snapshot", "why", MISSED, "--send", "spring-sale#1").stdout
     assert "didn't match when it was frozen, and doesn't match now either" in missed
     assert "✗ attribute.points >= 10  (3)" in missed
