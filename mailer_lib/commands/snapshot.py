@@ -276,7 +276,16 @@ def _lines(found: "PublishedSnapshot", manifest: "Manifest") -> list[str]:
     if len(counts.by_variant) > 1:
         split = ", ".join(f"{number}: {people:,}" for number, people in enumerate(counts.by_variant))
         lines.append(f"variants  {split}")
+    blanked = sum(each.rows for each in manifest.amendments)
+    if blanked:
+        lines.append(f"blanked   {blanked:>10,}  {_amendments(manifest)}; the counts are those of the publication")
     lines.append(
         f"excluded  {counts.excluded:>10,}" + ("  a person may have several reasons:" if counts.excluded else "")
     )
     return lines + [f"          {people:>10,}  {reason}" for reason, people in counts.by_reason.items()]
+
+
+def _amendments(manifest: "Manifest") -> str:
+    """Which amendments there were, and the day of the last one of each kind."""
+    last = {each.why: each.at for each in manifest.amendments}
+    return ", ".join(f"{why} on {at:%Y-%m-%d}" for why, at in last.items())

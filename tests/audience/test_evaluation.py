@@ -112,6 +112,14 @@ def test_a_sample_is_one_more_thing_that_must_hold(world: World, percent: float,
     assert [(m.label[:6], m.holds) for m in found.members] == [("sample", holds)]
 
 
+def test_as_many_rules_as_may_be_are_asked_in_one_statement(world: World) -> None:
+    rules = [each for n in range(499) for each in rule("attribute.points", "=", n)["rules"]]
+    big = rule("attribute.points", "in", list(range(1000, 1500)))["rules"]
+    found = one(world, {"combinator": "or", "rules": rules + big}, attributes={"points": 7})
+    assert found.holds and [n for n, member in enumerate(found.members) if member.holds] == [7]
+    assert found.members[-1].label.endswith("…")
+
+
 def test_who_is_no_contact_is_not_judged(sqlite_world: World) -> None:
     with read(sqlite_world.engine) as connection:
         known = catalogue.load(connection)
