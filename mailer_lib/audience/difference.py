@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.duck import over_files
@@ -178,7 +178,8 @@ def _mark_gone(duck: duckdb.DuckDBPyConnection, connection: Connection, first: S
         {"added": added},
     ).fetchall()
     person: dict[int, bytes] = dict(found)
-    here = {contact_id for contact_id, hash_, _ in _contacts(connection, list(person)) if hash_ == person[contact_id]}
+    known = _contacts(connection, list(person), contacts.c.address_hash)
+    here = {contact_id for contact_id, address_hash in known if address_hash == person[contact_id]}
     gone = [contact_id for contact_id in person if contact_id not in here]
     if gone:
         duck.execute(
@@ -188,12 +189,11 @@ def _mark_gone(duck: duckdb.DuckDBPyConnection, connection: Connection, first: S
         )
 
 
-def _contacts(connection: Connection, ids: Sequence[int]) -> Iterator[Any]:
-    """Rows (id, address_hash, address_given) of those that exist."""
-    c = contacts.c
+def _contacts(connection: Connection, ids: Sequence[int], *columns: ColumnElement[Any]) -> Iterator[Any]:
+    """Rows (id, columns …) of those that exist."""
     for first in range(0, len(ids), _LOOK_UP_ROWS):
         part = ids[first : first + _LOOK_UP_ROWS]
-        yield from connection.execute(select(c.id, c.address_hash, c.address_given).where(c.id.in_(part)))
+        yield from connection.execute(select(contacts.c.id, *columns).where(contacts.c.id.in_(part)))
 
 
 def _moved(duck: duckdb.DuckDBPyConnection, *, added: bool) -> Moved:
@@ -257,7 +257,8 @@ def _rows(duck: duckdb.DuckDBPyConnection, connection: Connection | None) -> Ite
         if connection is None:
             yield named
             continue
-        known = {row.id: row for row in _contacts(connection, [row[1] for row in named if row[1]])}
+        ids = [row[1] for row in named if row[1]]
+        known = {row.id: row for row in _contacts(connection, ids, contacts.c.address_hash, contacts.c.address_given)}
         yield [(*row, _address(known.get(row[1]), row[2])) for row in named]
 
 
