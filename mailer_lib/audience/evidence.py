@@ -55,6 +55,7 @@ class Facts:
     domain: DomainRecord | None = None
     criteria: tuple[str, ...] = ()  # of those that the campaign leaves out, who match today
     earlier: tuple[str, ...] = ()  # what became of this edition's message before, a sentence a phase
+    counted: tuple[str, ...] = ()  # messages of other sends that the frequency cap counts, a sentence each
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def gather(
     list_id: int,
     criteria: tuple[str, ...] = (),
     earlier: tuple[str, ...] = (),
+    counted: tuple[str, ...] = (),
 ) -> Facts:
     """Facts of ``person`` (``contacts.person.look_up``), seen from the list of the campaign."""
     name = connection.scalar(select(lists.c.name).where(lists.c.id == list_id))
@@ -90,6 +92,7 @@ def gather(
         domain=None if barred is None else DomainRecord(barred.domain, barred.source, barred.created_at),
         criteria=criteria,
         earlier=earlier,
+        counted=counted,
     )
 
 
@@ -140,10 +143,9 @@ def _evidence(bit: ExclusionReason, facts: Facts, frozen: Frozen) -> Iterator[st
             yield from facts.earlier
         case ExclusionReason.FREQUENCY_CAP if frozen.exclude.frequency_cap is not None:
             cap = frozen.exclude.frequency_cap
-            yield (
-                f"had got, or was due to get, {cap.messages} messages of class {cap.campaign_class} in {cap.days} "
-                "days, which is the campaign's cap"
-            )
+            which = f": {', '.join(facts.counted)}" if facts.counted else ""
+            most = f"{cap.messages} of class {cap.campaign_class} in {cap.days} days"
+            yield f"had got, or was due to get, as many messages as the campaign's cap allows, {most}{which}"
         case ExclusionReason.EXCLUDED_LIST:
             yield from _left_out(facts, frozen.exclude)
         case ExclusionReason.CONTROL_GROUP if frozen.exclude.control_group is not None:

@@ -17,6 +17,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.catalogue import Catalogue
 from mailer_lib.audience.evaluation import Judged, judge
 from mailer_lib.audience.evidence import Reason
+from mailer_lib.audience.frequency import counting_of
 from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import PLAN_FILE, PlanSource, SnapshotError, load_plan
 from mailer_lib.audience.published import PublishedSnapshot, find_published, published
@@ -29,7 +30,7 @@ from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import shards, subscriptions
 from mailer_lib.dispatch.row_outcome import RowOutcome, row_outcome
 from mailer_lib.settings import Settings
-from mailer_lib.terms import ExclusionReason, SuppressionReason
+from mailer_lib.terms import ExclusionReason, Outcome, SuppressionReason
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class _Asked:
 
     def __init__(self, connection: Connection, settings: Settings, address: Address, address_hash: bytes) -> None:
         self._connection = connection
+        self._settings = settings
         self._storage = settings.storage
         self._address = address
         self._hash = address_hash
@@ -133,15 +135,9 @@ class _Asked:
 
     def _phase(self, snapshot: PublishedSnapshot, manifest: Manifest, earlier: Sequence[InPhase]) -> InPhase:
         answer = InPhase(snapshot.phase, manifest.as_of, manifest.shard_of(self._hash))
-        shard = self._connection.execute(
-            select(shards.c.id, shards.c.path).where(
-                shards.c.snapshot_id == snapshot.id, shards.c.number == answer.shard
-            )
-        ).one_or_none()
-        row = None if shard is None else find_row(snapshot.folder / shard.path, self._hash)
-        if shard is not None and row is not None:
-            said = row_outcome(self._connection, self._storage, shard.id, row.row)
-            return replace(answer, frozen=row, outcome=said)
+        found = self._row(snapshot.id, snapshot.folder, manifest)
+        if found is not None:
+            return replace(answer, frozen=found[0], outcome=found[1])
         mask = find_exclusion(snapshot.folder, manifest, self._hash)
         return replace(answer, left_out=self._reasons(mask, snapshot.folder, manifest, earlier)) if mask else answer
 
@@ -156,8 +152,40 @@ class _Asked:
             list_id=manifest.list_id,
             criteria=tuple(self._left_out_by(folder, manifest)) if mask & ExclusionReason.EXCLUDED_LIST else (),
             earlier=tuple(_handled(earlier)),
+            counted=tuple(self._counted(folder)) if mask & ExclusionReason.FREQUENCY_CAP else (),
         )
         return evidence.explain(mask, facts, evidence.Frozen.of(manifest))
+
+    def _counted(self, folder: Path) -> Iterator[str]:
+        """Messages of other sends to this person within the cap's days, as they stand now."""
+        counting = counting_of(self._connection, self._settings, load_plan(folder / PLAN_FILE))
+        if counting is None:
+            return
+        for snapshot_id, other in sorted({(each.snapshot_id, each.folder) for each in counting.shards}):
+            manifest = manifests.load(self._storage / other)
+            answer = self._row(snapshot_id, self._storage / other, manifest)
+            if answer is None:
+                continue
+            row, said = answer
+            open_from = next(
+                each.open_from
+                for each in counting.shards
+                if (each.snapshot_id, each.number) == (snapshot_id, manifest.shard_of(self._hash))
+            )
+            handed_over = said.outcome in {Outcome.INJECTED, Outcome.UNKNOWN} and said.at and said.at >= counting.since
+            if handed_over or (said.outcome is None and row.row < open_from):
+                yield f"{manifest.campaign}#{manifest.edition} {_told(said)}"
+
+    def _row(self, snapshot_id: int, folder: Path, manifest: Manifest) -> tuple[FrozenRow, RowOutcome] | None:
+        shard = self._connection.execute(
+            select(shards.c.id, shards.c.path).where(
+                shards.c.snapshot_id == snapshot_id, shards.c.number == manifest.shard_of(self._hash)
+            )
+        ).one_or_none()
+        row = None if shard is None else find_row(folder / shard.path, self._hash)
+        if shard is None or row is None:
+            return None
+        return row, row_outcome(self._connection, self._storage, shard.id, row.row)
 
     def _left_out_by(self, folder: Path, manifest: Manifest) -> Iterator[str]:
         for name in manifest.exclude.criteria:
@@ -236,8 +264,11 @@ def headline(found: Why) -> str:
 def _handled(earlier: Sequence[InPhase]) -> Iterator[str]:
     for one in earlier:
         if one.outcome is not None:
-            at = f" on {_when(one.outcome.at)}" if one.outcome.at else ""
-            yield f"phase {one.phase}: {one.outcome.outcome or 'not settled'}{at}"
+            yield f"phase {one.phase}: {_told(one.outcome)}"
+
+
+def _told(said: RowOutcome) -> str:
+    return f"{said.outcome or 'not settled'}" + (f" on {_when(said.at)}" if said.at else "")
 
 
 def _as_frozen(known: Catalogue, manifest: Manifest) -> Catalogue:

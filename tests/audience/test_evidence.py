@@ -29,9 +29,10 @@ def facts(
     domain: DomainRecord | None = None,
     criteria: tuple[str, ...] = (),
     earlier: tuple[str, ...] = (),
+    counted: tuple[str, ...] = (),
 ) -> Facts:
     person = Person({"state": state} if state else None, subscriptions, (), (), False)
-    return Facts(person, "newsletter", suppressions, domain, criteria, earlier)
+    return Facts(person, "newsletter", suppressions, domain, criteria, earlier, counted)
 
 
 def on(state: str, name: str = "newsletter", **more: object) -> SubscriptionRecord:
@@ -123,7 +124,13 @@ CASES = {
     "cap": (
         R.FREQUENCY_CAP,
         facts(),
-        "had got, or was due to get, 2 messages of class marketing in 7 days, which is the campaign's cap",
+        "had got, or was due to get, as many messages as the campaign's cap allows, 2 of class marketing in 7 days",
+    ),
+    "cap, with the messages that are known": (
+        R.FREQUENCY_CAP,
+        facts(counted=("welcome#1 injected on 2026-10-03 08:30 UTC", "letter#2 not settled")),
+        "had got, or was due to get, as many messages as the campaign's cap allows, 2 of class marketing in 7 days: "
+        "welcome#1 injected on 2026-10-03 08:30 UTC, letter#2 not settled",
     ),
     "left out by list and criteria": (
         R.EXCLUDED_LIST,

@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from mailer_lib.audience import catalogue, criteria
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
-from mailer_lib.audience.plan import Exclude, SnapshotError
+from mailer_lib.audience.plan import Exclude, FrequencyCap, SnapshotError
 from mailer_lib.audience.snapshot import build, build_seed_snapshot, plan_snapshot
 from mailer_lib.contacts import consent
 from mailer_lib.contacts.address import AddressError
@@ -145,6 +145,18 @@ def test_a_top_up_left_out_who_had_it(audience: World) -> None:
     assert [p.phase for p in ask(audience, phase=2).phases] == [2]
     with pytest.raises(SnapshotError, match="published are: 1, 2"):
         ask(audience, phase=3)
+
+
+def test_a_cap_is_told_with_the_messages_that_it_counted(audience: World) -> None:
+    audience.add(LEA)
+    audience.add("max@example.org")
+    freeze(audience, "1", rules=rule("domain", "=", "example.org"))
+    freeze(audience, "2", rules=rule("domain", "=", "example.com"))
+    cap = FrequencyCap(messages=1, days=7, campaign_class="marketing")
+    freeze(audience, "3", exclude=Exclude(frequency_cap=cap))
+    (reason,) = ask(audience, edition="3").phases[0].left_out
+    assert reason.name == "frequency-cap"
+    assert reason.sentence.endswith("cap allows, 1 of class marketing in 7 days: spring-sale#1 not settled")
 
 
 def test_who_never_matched_is_judged_now(audience: World) -> None:
