@@ -14,6 +14,7 @@ COPY requirements.txt ./
 RUN /opt/mailfleet/bin/pip install --require-hashes -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY mailer_lib ./mailer_lib
+COPY include/sql ./include/sql
 RUN /opt/mailfleet/bin/pip install --no-deps .
 
 FROM debian:bookworm-slim

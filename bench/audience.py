@@ -8,11 +8,11 @@ import os
 import platform
 import sys
 
-from bench import audience_criteria, audience_snapshot
+from bench import audience_criteria, audience_questions, audience_snapshot
 from bench.figures import Figures
 from bench.private_mariadb import BUFFER_POOL_MB, NoMariadbError, private_mariadb
 
-SECTIONS = {"snapshot": audience_snapshot, "criteria": audience_criteria}
+SECTIONS = {"snapshot": audience_snapshot, "criteria": audience_criteria, "questions": audience_questions}
 
 
 def main(names: list[str]) -> int:

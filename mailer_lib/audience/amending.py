@@ -140,7 +140,7 @@ def _theirs(table: pa.Table, people: Collection[bytes]) -> Any:
 def _shards_of(manifest: Manifest, people: Collection[bytes] | None) -> list[ShardEntry]:
     if people is None:
         return list(manifest.shards)
-    numbers = {int.from_bytes(person[:4], "big") % manifest.shard_count for person in people}
+    numbers = {manifest.shard_of(person) for person in people}
     return [entry for entry in manifest.shards if entry.number in numbers]
 
 

@@ -11,7 +11,7 @@ Tests don't count. The people are kept in a DuckDB file beside the snapshot that
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.audience.plan import FrequencyCap, SnapshotError, SnapshotPlan
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
-from mailer_lib.shard.store import S3Path, StorePath, at_once, store
+from mailer_lib.shard.store import StorePath, at_hand, name_below, store
 from mailer_lib.terms import Outcome, SendMode, SendState, SnapshotState
 
 DEFAULT_CLASS = "marketing"
@@ -145,7 +145,8 @@ def people_at_cap(building: Path, counting: Counting | None, shard_count: int) -
 
 
 def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_count: int, work: Path) -> None:
-    folders = [_at_hand(counting, each.folder, work) for each in counting.shards]
+    found = {f: at_hand(counting.store / f, _files(counting, f), work) for f in {s.folder for s in counting.shards}}
+    folders = [found[each.folder] for each in counting.shards]
     files = [str(folder / each.path) for folder, each in zip(folders, counting.shards, strict=True)]
     for file, each in zip(files, counting.shards, strict=True):
         if not Path(file).exists():
@@ -176,23 +177,11 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
     )
 
 
-def _at_hand(counting: Counting, folder: str, work: Path) -> Path:
-    """A snapshot's folder as DuckDB can read it. Of a store on S3: copies of its counted shards and ledgers."""
-    source, own = counting.store / folder, work / folder
-    if isinstance(source, Path):
-        return source
-    if not own.exists():
-        files = [source / each.path for each in counting.shards if each.folder == folder]
-        files += [*source.glob("ledgers/*.ledger")]
-        for path in files:
-            (own / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-
-        def copy(path: S3Path) -> None:
-            with suppress(FileNotFoundError):  # named by whoever looks for it
-                (own / path.relative_to(source)).write_bytes(path.read_bytes())
-
-        at_once(copy, files)
-    return own
+def _files(counting: Counting, folder: str) -> list[str]:
+    """Names of a snapshot's counted shards and ledgers."""
+    source = counting.store / folder
+    ledgers = [name_below(path, source) for path in source.glob("ledgers/*.ledger")]
+    return [each.path for each in counting.shards if each.folder == folder] + ledgers
 
 
 _OUTCOME = "CREATE TEMP TABLE outcome (folder VARCHAR, number INTEGER, row BIGINT, outcome VARCHAR, t BIGINT)"

@@ -96,6 +96,10 @@ class Manifest(_Part):
     counts: Counts  # as published: amendments don't change them
     amendments: tuple[Amendment, ...] = ()
 
+    def shard_of(self, address_hash: bytes) -> int:
+        """Number of the only shard that can hold this person."""
+        return int.from_bytes(address_hash[:4], "big") % self.shard_count
+
     def dump(self) -> bytes:
         """Without the key ``amendments`` when there are none, so that a manifest's bytes stay what they were."""
         return self.model_dump_json(indent=1, exclude=None if self.amendments else {"amendments"}).encode()

@@ -14,6 +14,7 @@ from mailer_lib.terms import SnapshotState
 
 @dataclass(frozen=True)
 class PublishedSnapshot:
+    id: int
     send: str  # campaign#edition
     phase: int
     folder: StorePath
@@ -34,6 +35,7 @@ def published(connection: Connection, settings: Settings, campaign: str, edition
     )
     return [
         PublishedSnapshot(
+            id=row.id,
             send=f"{campaign}#{edition}",
             phase=row.phase,
             folder=store(settings) / row.path,

@@ -28,7 +28,7 @@ NOUNS = (
     Noun("suppress", "Addresses and domains that never get mail.", "Who"),
     Noun("criteria", "Stored sample criteria: who is to be picked.", "Who"),
     Noun("behaviour", "What people did, for criteria to ask.", "Who"),
-    Noun("snapshot", "Frozen recipients: build, show, verify.", "Who"),
+    Noun("snapshot", "Frozen recipients: build, show, verify, ask.", "Who"),
     Noun("seeds", "Seed lists for test sends.", "Who"),
     Noun("campaign", "Campaigns: create, show, preview, pre-flight.", "What"),
     Noun("send", "Launch, approve, watch, pause and stop sends.", "What"),

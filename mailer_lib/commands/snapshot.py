@@ -1,7 +1,8 @@
 """``mailfleet snapshot``: the frozen recipients of a send."""
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,13 +11,17 @@ from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
 from mailer_lib.terms import SendMode, UnknownPolicy
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from mailer_lib.audience.difference import Side
     from mailer_lib.audience.manifest import Manifest
     from mailer_lib.audience.published import PublishedSnapshot
     from mailer_lib.commands.context import CommandContext
 
-app = typer.Typer(help="Frozen recipients: build, show, verify, expire.", no_args_is_help=True)
+app = typer.Typer(help="Frozen recipients: build, show, verify, ask, expire.", no_args_is_help=True)
 
 Send = Annotated[str, typer.Argument(metavar="SEND", help="campaign#edition, like spring-sale#1")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Phase = Annotated[int | None, typer.Option(help="1 for the first, one more for each top-up; the newest by default.")]
 
 
@@ -90,6 +95,90 @@ def verify(send: Send, phase: Phase = None) -> None:
 
 
 @app.command()
+def why(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="In any spelling.")],
+    *,
+    send: Annotated[str, typer.Option(metavar="SEND", help="campaign#edition, like spring-sale#1")],
+    phase: Annotated[int | None, typer.Option(help="Of a send that was topped up; all of them by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Why one person got a send, or not: where they stand, what became of it, and which rules they match.
+
+    The rules are judged on the contact as it is now; the answer says when it has changed since.
+    """
+    from mailer_lib.commands.snapshot_text import why_lines
+    from mailer_lib.dispatch.why import why as ask
+
+    ref = parse_send_ref(send)
+    with open_context() as context:
+        found = ask(
+            context.engine,
+            context.settings,
+            address,
+            campaign=ref.campaign,
+            edition=ref.edition,
+            phase=phase,
+            actor=context.actor,
+        )
+    if as_json:
+        _print_json(found)
+        return
+    for line in why_lines(found):
+        console().print(line)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="campaign#edition, or campaign#edition@phase.")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="Likewise, of the same campaign or another.")],
+    *,
+    people: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A row for each person, to a .csv or .parquet; no addresses.")
+    ] = None,
+    addresses: Annotated[bool, typer.Option("--addresses", help="In the file, as the contacts have them now.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Who is in one frozen audience and not in the other, and why. Without a phase, all phases of a send together."""
+    from mailer_lib.audience.difference import compare
+    from mailer_lib.commands.snapshot_text import difference_lines
+    from mailer_lib.database import audit
+    from mailer_lib.database.engine import read, write
+
+    if addresses and people is None:
+        raise CommandError("--addresses are written to a file: say --people FILE.csv too", WRONG_USAGE)
+    with open_context() as context:
+        with read(context.engine) as connection:
+            sides = [_side(context, connection, ref) for ref in (first, second)]
+            found = compare(connection, *sides, people=people, addresses=addresses)
+        if people is not None:
+            detail = {"with": found.second, "rows": found.added.people + found.removed.people, "addresses": addresses}
+            with write(context.engine) as connection:
+                audit.record(connection, context.actor, "snapshot.diff", f"send:{found.first}", detail)
+    if as_json:
+        _print_json(found)
+        return
+    for line in difference_lines(found):
+        console().print(line)
+    if people is not None:
+        console().print(f"people: {people}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def profile(send: Send, phase: Phase = None, *, as_json: AsJson = False) -> None:
+    """What the frozen audience looks like: how each column's values spread, and how many people lack it."""
+    from mailer_lib.audience.profile import profile as ask
+    from mailer_lib.commands.snapshot_text import profile_lines
+
+    with open_context() as context:
+        found = ask(_find(context, send, phase))
+    if as_json:
+        _print_json(found)
+        return
+    for line in profile_lines(found):
+        console().print(line)
+
+
+@app.command()
 def expire(
     older_than: Annotated[str, typer.Option(metavar="DAYS", help="Published longer ago than this: 400d.")],
     *,
@@ -120,6 +209,35 @@ def expire(
         typer.echo(problem, err=True)
     if done.problems:
         raise typer.Exit(FAILED)
+
+
+def _side(context: "CommandContext", connection: "Connection", text: str) -> "Side":
+    """``campaign#edition`` or ``campaign#edition@phase``."""
+    from mailer_lib.audience.difference import Side
+    from mailer_lib.audience.published import find_published, published
+
+    name, at, phase = text.partition("@")
+    ref = parse_send_ref(name)
+    if at and not phase.isdecimal():
+        raise CommandError(f"{text!r}: write the phase as a number, like {name}@1", WRONG_USAGE)
+    every = published(connection, context.settings, ref.campaign, ref.edition)
+    if not at and every:
+        return Side.of(every, one_phase=False)
+    wanted = int(phase) if at else None
+    return Side.of([find_published(connection, context.settings, ref.campaign, ref.edition, wanted)], one_phase=True)
+
+
+def _print_json(answer: Any) -> None:
+    import json
+    from dataclasses import asdict
+
+    def plain(value: object) -> str:
+        if isinstance(value, bytes):
+            return value.hex()
+        assert isinstance(value, datetime)
+        return value.isoformat()
+
+    typer.echo(json.dumps(asdict(answer), default=plain, ensure_ascii=False, indent=1))
 
 
 def _find(context: "CommandContext", send: str, phase: int | None) -> "PublishedSnapshot":
@@ -158,7 +276,16 @@ def _lines(found: "PublishedSnapshot", manifest: "Manifest") -> list[str]:
     if len(counts.by_variant) > 1:
         split = ", ".join(f"{number}: {people:,}" for number, people in enumerate(counts.by_variant))
         lines.append(f"variants  {split}")
+    blanked = sum(each.rows for each in manifest.amendments)
+    if blanked:
+        lines.append(f"blanked   {blanked:>10,}  {_amendments(manifest)}; the counts are those of the publication")
     lines.append(
         f"excluded  {counts.excluded:>10,}" + ("  a person may have several reasons:" if counts.excluded else "")
     )
     return lines + [f"          {people:>10,}  {reason}" for reason, people in counts.by_reason.items()]
+
+
+def _amendments(manifest: "Manifest") -> str:
+    """Which amendments there were, and the day of the last one of each kind."""
+    last = {each.why: each.at for each in manifest.amendments}
+    return ", ".join(f"{why} on {at:%Y-%m-%d}" for why, at in last.items())

@@ -8,8 +8,15 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from mailer_lib.contacts.consent import active_barriers
-from mailer_lib.contacts.precedence import Barrier
-from mailer_lib.database.schema import consent_events, contacts, domain_suppressions, lists, subscriptions
+from mailer_lib.contacts.precedence import EVERYWHERE, Barrier
+from mailer_lib.database.schema import (
+    consent_events,
+    contacts,
+    domain_suppressions,
+    lists,
+    subscriptions,
+    suppressions,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,16 @@ class EvidenceRecord:
     source: str | None
     wording: str | None
     ip: str | None
+
+
+@dataclass(frozen=True)
+class SuppressionRecord:
+    list_name: str | None  # None: every list
+    reason: str
+    source: str | None
+    refused_at: datetime
+    recorded_at: datetime
+    lifted_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -71,4 +88,26 @@ def look_up(connection: Connection, *, address_hash: bytes, domain: str) -> Pers
         tuple(EvidenceRecord(*found) for found in connection.execute(events)),
         active_barriers(connection, address_hash),
         connection.scalar(barred) is not None,
+    )
+
+
+def suppressions_of(connection: Connection, address_hash: bytes) -> tuple[SuppressionRecord, ...]:
+    """Every suppression of an address, lifted ones too, oldest first."""
+    s = suppressions.c
+    rows = connection.execute(
+        select(s.list_id, lists.c.name, s.reason, s.source, s.refused_at, s.created_at, s.lifted_at)
+        .select_from(suppressions.outerjoin(lists, s.list_id == lists.c.id))
+        .where(s.address_hash == address_hash)
+        .order_by(s.id)
+    )
+    return tuple(
+        SuppressionRecord(
+            list_name=None if row.list_id == EVERYWHERE else row.name or str(row.list_id),
+            reason=row.reason,
+            source=row.source,
+            refused_at=row.refused_at or row.created_at,
+            recorded_at=row.created_at,
+            lifted_at=row.lifted_at,
+        )
+        for row in rows
     )

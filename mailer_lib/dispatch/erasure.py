@@ -251,7 +251,7 @@ def _elsewhere(
 def servers_given(connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes) -> list[str]:
     """Names of the servers that the person's row was granted to."""
     folder = store(settings) / snapshot.path
-    number = int.from_bytes(address_hash[:4], "big") % manifests.load(folder).shard_count
+    number = manifests.load(folder).shard_of(address_hash)
     rows = connection.execute(
         select(shards.c.path, leases.c.first_row, leases.c.granted_through, dispatch_servers.c.name)
         .join_from(leases, shards, leases.c.shard_id == shards.c.id)

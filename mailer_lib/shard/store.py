@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -248,6 +249,29 @@ def arrow_source(path: StorePath) -> Any:
     import pyarrow as pa
 
     return path if isinstance(path, Path) else pa.BufferReader(path.read_bytes())
+
+
+def at_hand(folder: StorePath, names: Iterable[str], work: Path) -> Path:
+    """A folder of the store as programs that open files can read it: itself, or below ``work`` copies of these objects.
+
+    A missing object isn't copied; whoever opens the file says so.
+
+    Raises:
+        StoreError: the store can't be reached.
+    """
+    if isinstance(folder, Path):
+        return folder
+    own = work / folder.key
+    wanted = [name for name in names if not (own / name).exists()]
+    for name in wanted:
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+
+    def copy(name: str) -> None:
+        with suppress(FileNotFoundError):
+            (own / name).write_bytes((folder / name).read_bytes())
+
+    at_once(copy, wanted)
+    return own
 
 
 def at_once(work: Callable[[_T], object], items: Iterable[_T]) -> None:

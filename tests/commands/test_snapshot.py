@@ -94,4 +94,5 @@ def test_expire_shows_first_and_does_it_when_told_to(campaign: Engine, mailfleet
     assert mailfleet("snapshot", "verify", "spring-sale#dry-1").stdout.endswith("30 frozen and 0 excluded\n")
     assert "30 rows blanked" in mailfleet("snapshot", "expire", "--older-than", "400d", "--yes").stdout
     assert mailfleet("snapshot", "verify", "spring-sale#dry-1").code == 0
+    assert "blanked           30  expired on" in mailfleet("snapshot", "show", "spring-sale#dry-1").stdout
     assert mailfleet("snapshot", "expire", "--older-than", "a year").code == 2
