@@ -12,11 +12,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, literal, select
 
+from mailer_lib.audience.behaviour_sets import StoredPeople, staged
 from mailer_lib.audience.catalogue import Catalogue, FieldKind
 from mailer_lib.audience.criteria import where
 from mailer_lib.audience.expressions import field_expression
-from mailer_lib.audience.rules import Group, Rule, parse
+from mailer_lib.audience.plan import IdRange
+from mailer_lib.audience.rules import Group, Rule, behaviours, parse
 from mailer_lib.database.schema import contacts
+from mailer_lib.settings import Settings
 
 MAX_SHOWN = 80
 
@@ -39,6 +42,7 @@ def judge(
     contact_id: int,
     now: datetime,
     thresholds: Mapping[str, str],
+    settings: Settings,
 ) -> Judged | None:
     """The answer for a contact as it is in the database; None when there is no such contact (any more).
 
@@ -46,6 +50,7 @@ def judge(
         known: ``criteria`` of it are the trees that ``tree`` leads to.
         now: what relative dates are relative to.
         thresholds: of the tree's samples.
+        settings: say where behaviour lies, which is asked as it is known by now.
 
     Raises:
         CriteriaError: the tree can't be used with this catalogue.
@@ -54,7 +59,9 @@ def judge(
     questions = _Questions(known, thresholds)
     root = questions.group(tree, group)
     columns = [column.label(f"q{place}") for place, column in enumerate(questions.columns)]
-    row = connection.execute(select(*columns).where(contacts.c.id == contact_id)).one_or_none()
+    did = StoredPeople(settings, IdRange(index=0, first=contact_id, last=contact_id))
+    with staged(connection, behaviours(group), did):
+        row = connection.execute(select(*columns).where(contacts.c.id == contact_id)).one_or_none()
     return None if row is None else _answer(root, row)
 
 
@@ -108,7 +115,7 @@ class _Questions:
                 self._values[rule.field.name] = len(self.columns)
                 self.columns.append(field_expression(rule.field))
             value_at = self._values[rule.field.name]
-        operand = f" {_shown(raw['value'])}" if rule.values else ""
+        operand = f" {_shown(raw['value'])}" if rule.values and raw.get("value") is not None else ""
         return _Node(f"{rule.field.name} {rule.operator}{operand}", asked, value_at, rule.field.kind)
 
     def _ask(self, condition: ColumnElement[bool]) -> int:

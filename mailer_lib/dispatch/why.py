@@ -215,6 +215,7 @@ class _Asked:
             contact_id=self._person.contact["id"],
             now=manifest.as_of,
             thresholds=load_plan(folder / PLAN_FILE).thresholds,
+            settings=self._settings,
         )
 
     def _changes(self, manifest: Manifest) -> Iterator[str]:

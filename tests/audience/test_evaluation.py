@@ -1,5 +1,6 @@
 """A tree judged for one contact says what the snapshot's own query says, and for each rule what the contact has."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mailer_lib.audience.evaluation import Judged, judge
 from mailer_lib.audience.rules import parse
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import contacts
+from tests.audience.events import Event, write_events
 from tests.audience.test_criteria import NOW, people, store_criteria, zoned_trees
 from tests.audience.world import EVERYBODY, World, add_contact, rule
 
@@ -21,10 +23,10 @@ class _UndoError(Exception):
     pass
 
 
-def judged(connection: Connection, tree: Any, contact_id: int) -> Judged:
+def judged(world: World, connection: Connection, tree: Any, contact_id: int) -> Judged:
     known = catalogue.load(connection)
     found = sampling.thresholds(connection, parse(tree, known, now=NOW))
-    answer = judge(connection, tree, known, contact_id=contact_id, now=NOW, thresholds=found)
+    answer = judge(connection, tree, known, contact_id=contact_id, now=NOW, thresholds=found, settings=world.settings)
     assert answer is not None
     return answer
 
@@ -32,7 +34,7 @@ def judged(connection: Connection, tree: Any, contact_id: int) -> Judged:
 def one(world: World, tree: Any, **person: Any) -> Judged:
     contact_id = world.add("lea@example.org", **person)
     with read(world.engine) as connection:
-        return judged(connection, tree, contact_id)
+        return judged(world, connection, tree, contact_id)
 
 
 @given(
@@ -47,10 +49,15 @@ def test_the_root_holds_for_whom_the_query_picks(
     tree = tree | ({"sample": sample} if sample else {})
     with pytest.raises(_UndoError), write(world.engine) as connection:
         store_criteria(connection)
-        ids = [add_contact(connection, world, f"p{n}@example.org", **person) for n, person in enumerate(population)]
-        condition = sampling.condition(connection, tree, catalogue.load(connection), now=NOW)
-        picked = set(connection.scalars(select(contacts.c.id).where(condition)))
-        assert {contact_id for contact_id in ids if judged(connection, tree, contact_id).holds} == picked
+        did = {}
+        for number, person in enumerate(population):
+            columns = {name: value for name, value in person.items() if name != "did"}
+            did[add_contact(connection, world, f"p{number}@example.org", **columns)] = person["did"]
+        write_events(world, did)
+        known = catalogue.load(connection)
+        with sampling.picking(connection, world.settings, tree, known, now=NOW) as condition:
+            picked = set(connection.scalars(select(contacts.c.id).where(condition)))
+        assert {contact_id for contact_id in did if judged(world, connection, tree, contact_id).holds} == picked
         raise _UndoError
 
 
@@ -89,6 +96,24 @@ def test_every_rule_is_told_in_the_words_of_the_tree_with_what_the_contact_has(w
     ]
 
 
+def test_what_the_contact_did_is_judged_as_it_is_known_by_now(world: World) -> None:
+    tree = {
+        "combinator": "and",
+        "rules": [
+            {"field": "behaviour.clicked", "operator": "notNull", "value": {"campaign": "spring-sale"}},
+            {"field": "behaviour.opened", "operator": "null", "value": None},
+        ],
+    }
+    contact_id = world.add("lea@example.org")
+    write_events(world, {contact_id: [Event("clicked", NOW - timedelta(days=1))], contact_id + 1: []})
+    with read(world.engine) as connection:
+        found = judged(world, connection, tree, contact_id)
+    assert [(m.label, m.holds) for m in found.members] == [
+        ('behaviour.clicked notNull {"campaign": "spring-sale"}', True),
+        ("behaviour.opened null", True),
+    ]
+
+
 def test_a_missing_value_is_called_missing(world: World) -> None:
     (points,) = one(world, rule("attribute.points", "!=", 3)).members
     assert (points.holds, points.value) == (False, "missing")
@@ -123,4 +148,7 @@ def test_as_many_rules_as_may_be_are_asked_in_one_statement(world: World) -> Non
 def test_who_is_no_contact_is_not_judged(sqlite_world: World) -> None:
     with read(sqlite_world.engine) as connection:
         known = catalogue.load(connection)
-        assert judge(connection, EVERYBODY, known, contact_id=99, now=NOW, thresholds={}) is None
+        assert (
+            judge(connection, EVERYBODY, known, contact_id=99, now=NOW, thresholds={}, settings=sqlite_world.settings)
+            is None
+        )
