@@ -31,7 +31,7 @@ from mailer_lib.settings import Settings
 from mailer_lib.shard.files import write_parquet, write_shard
 from mailer_lib.terms import ExclusionReason
 
-_GATHERED = 8  # planned shards; with 16 a process took more memory and was no faster
+_GATHERED = 8  # planned shards at a time; chosen, not tuned
 MAX_SHARD_ROWS = 5000  # of a lease; docs/architecture.md
 EXCLUDED_FOLDER = "excluded"
 LATE_FILE = "publication.parquet"

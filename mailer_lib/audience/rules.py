@@ -323,7 +323,7 @@ class _Reader:
 
 @lru_cache(maxsize=1)
 def _timezones() -> frozenset[str]:
-    return frozenset(zoneinfo.available_timezones())  # walks through a folder: 10 ms, and every range parses its rules
+    return frozenset(zoneinfo.available_timezones())  # walks through a folder: 5 ms, and every range parses its rules
 
 
 def _offer(field: Field) -> str:
