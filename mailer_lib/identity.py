@@ -9,7 +9,6 @@ BLAKE2b in keyed mode (RFC 7693 §2.9) costs 0.7 µs a call, HMAC-SHA-256 twice 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 ADDRESS_HASH_BYTES = 16
 MESSAGE_KEY_BYTES = 16
@@ -48,5 +47,10 @@ def message_key(send_key: bytes, address_hash: bytes) -> bytes:
 
 def message_keys(send_key: bytes, address_hashes: Iterable[bytes]) -> list[bytes]:
     """The message key of each address hash."""
-    keyed = partial(hashlib.blake2b, digest_size=MESSAGE_KEY_BYTES, key=send_key, person=b"mf-message")
-    return [keyed(address_hash).digest() for address_hash in address_hashes]
+    keyed = hashlib.blake2b(digest_size=MESSAGE_KEY_BYTES, key=send_key, person=b"mf-message")
+    keys = []
+    for address_hash in address_hashes:
+        copy = keyed.copy()  # 0.56 µs a key; a new object with its three arguments takes 0.83
+        copy.update(address_hash)
+        keys.append(copy.digest())
+    return keys

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
-from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, bytes_of, column_of, freeze
+from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, by_person, column_of, freeze, halves
 from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_at_cap
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.people import Freezing, shard_numbers
@@ -31,6 +31,7 @@ from mailer_lib.settings import Settings
 from mailer_lib.shard.files import write_parquet, write_shard
 from mailer_lib.terms import ExclusionReason
 
+_GATHERED = 8  # planned shards at a time; chosen, not tuned
 MAX_SHARD_ROWS = 5000  # of a lease; docs/architecture.md
 EXCLUDED_FOLDER = "excluded"
 LATE_FILE = "publication.parquet"
@@ -54,21 +55,20 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
         people_at_cap(folder, counting, runs.shard_count) as at_cap,
         _Writers() as writers,
     ):
-        for number in range(runs.shard_count):
-            people = runs.people(number)
-            if not people.num_rows:
-                continue
+        for number, people, rows, barred in runs.shards():
             frozen = freeze(
                 people,
-                barred=runs.barred(number, people),
+                rows,
+                barred=barred,
                 already=already,
-                at_cap=at_cap.among(column_of(people, "address_hash"), number) if counting else (),
+                at_cap=at_cap.among(_hashes(people, rows), number) if counting else (),
             )
             late.add(frozen.dropped)
             if frozen.rows.num_rows:
                 tally.add_frozen(frozen.rows)
                 entries.extend(writers.start(partial(_write_frozen, folder, number, frozen)))
         entries.extend(writers.rest())
+        entries.sort(key=lambda entry: entry.number)
         ranges: list[FileEntry] = []
         for done in runs.done:
             table = runs.excluded(done)
@@ -249,14 +249,13 @@ def _late_file(folder: Path, tally: _Tally) -> Iterator[_Late]:
 
 @dataclass(frozen=True)
 class _Run:
-    """One mapped run, sorted by planned shard: shard n has the rows ``starts[n]`` to ``starts[n + 1]``."""
+    """One mapped batch, sorted by planned shard: shard n has the rows ``starts[n]`` to ``starts[n + 1]``."""
 
-    table: pa.Table
+    table: pa.Table  # without the column ``shard``
     starts: NDArray[np.int64]
 
-    def of_shard(self, number: int) -> pa.Table:
-        first, end = self.starts[number : number + 2]
-        return self.table.slice(int(first), int(end - first))
+    def of_shards(self, first: int, end: int) -> pa.Table:
+        return self.table.slice(int(self.starts[first]), int(self.starts[end] - self.starts[first]))
 
 
 @dataclass(frozen=True)
@@ -265,10 +264,9 @@ class _Runs:
 
     plan: SnapshotPlan
     freezing: Freezing
-    folders: Mapping[int, Path]
     done: tuple[RangeDone, ...]
     selected: tuple[_Run, ...]
-    barring: tuple[_Run, ...]
+    barring: Mapping[int, tuple[_Run, ...]]  # by range
     shard_count: int
 
     @classmethod
@@ -280,57 +278,67 @@ class _Runs:
             if found is None or found.as_of != plan.as_of:
                 raise SnapshotError(f"range {index} of the snapshot of {plan} isn't built yet")
             done.append(found)
-        selected = tuple(_map(folders[d.index], run, plan.shards) for d in done for run in d.rows)
-        barring = tuple(_map(folders[d.index], run, plan.shards) for d in done for run in d.excluded)
-        count = _fitting(selected, plan.shards)
-        return cls(plan, freezing_of(plan, settings), folders, tuple(done), selected, barring, count)
+        selected = tuple(run for d in done for run in _map(folders[d.index], d.rows, plan.shards))
+        barring = {d.index: tuple(_map(folders[d.index], d.excluded, plan.shards)) for d in done}
+        return cls(plan, freezing_of(plan, settings), tuple(done), selected, barring, _fitting(selected, plan.shards))
 
-    def people(self, number: int) -> pa.Table:
-        """Whom the ranges selected for one shard."""
-        tables = [run.of_shard(number % self.plan.shards) for run in self.selected]
-        people = _concat(tables, self.freezing.schema)
-        if self.shard_count == self.plan.shards or not people.num_rows:
-            return people
-        mine = shard_numbers(people.column("address_hash").combine_chunks(), self.shard_count) == number
-        return people.filter(pa.array(mine))
+    def shards(self) -> Iterator[tuple[int, pa.Table, NDArray[np.int64], Mapping[bytes, ExclusionReason]]]:
+        """Number, people, which rows of them ranges selected for that shard, and whom of them another range barred.
 
-    def barred(self, number: int, people: pa.Table) -> dict[bytes, ExclusionReason]:
-        """Of ``people``, those whom a range excluded too: reasons by address hash."""
-        tables = [run.of_shard(number % self.plan.shards) for run in self.barring]
-        rows = _concat(tables, EXCLUDED_SCHEMA)
-        both = np.intersect1d(_sortable(rows.column("address_hash")), _sortable(people.column("address_hash")))
-        if not both.size:
+        Shards without anybody are left out.
+
+        Planned shards are gathered several at a time: a slice costs some µs whatever it holds.
+        """
+        for first in range(0, self.plan.shards, _GATHERED):
+            end = min(first + _GATHERED, self.plan.shards)
+            people = _concat([run.of_shards(first, end) for run in self.selected], self.freezing.schema)
+            if not people.num_rows:
+                continue
+            people = people.combine_chunks()
+            numbers = shard_numbers(people.column("address_hash").combine_chunks(), self.shard_count)
+            order = by_person(people, numbers)
+            found, starts = np.unique(numbers[order], return_index=True)
+            barred = self._barred(first, end, people)
+            for number, rows in zip(found, np.split(order, starts[1:]), strict=True):
+                yield int(number), people, rows, barred
+
+    def _barred(self, first: int, end: int, people: pa.Table) -> dict[bytes, ExclusionReason]:
+        """Of the people of these planned shards, those whom a range excluded too: reasons by address hash."""
+        out = _concat([run.of_shards(first, end) for runs in self.barring.values() for run in runs], EXCLUDED_SCHEMA)
+        if not out.num_rows:
             return {}
-        rows = rows.filter(pa.array(np.isin(_sortable(rows.column("address_hash")), both)))
+        barred, chosen = (halves(table.column("address_hash"))[:, 1] for table in (out, people))
+        ordered = np.sort(barred)  # few beside the chosen, so each of these is looked for among them
+        both = chosen[ordered[np.minimum(np.searchsorted(ordered, chosen), len(ordered) - 1)] == chosen]
         found: dict[bytes, ExclusionReason] = {}
-        pairs = zip(column_of(rows, "address_hash"), column_of(rows, "reasons"), strict=True)
-        for address_hash, mask in pairs:
+        theirs = out.filter(pa.array(np.isin(barred, both))) if both.size else EXCLUDED_SCHEMA.empty_table()
+        for address_hash, mask in zip(column_of(theirs, "address_hash"), column_of(theirs, "reasons"), strict=True):
             found[address_hash] = found.get(address_hash, ExclusionReason(0)) | ExclusionReason(mask)
         return found
 
     def excluded(self, done: RangeDone) -> pa.Table:
-        tables = [_map(self.folders[done.index], run, self.plan.shards).table for run in done.excluded]
-        return _concat(tables, EXCLUDED_SCHEMA)
+        return _concat([run.table for run in self.barring[done.index]], EXCLUDED_SCHEMA)
 
 
-def _sortable(hashes: "pa.ChunkedArray[Any]") -> NDArray[np.uint64]:
-    """The second half of each address hash: enough to tell who might be in two places."""
-    return np.frombuffer(bytes_of(hashes.combine_chunks()), np.uint64)[1::2]
+def _hashes(people: pa.Table, rows: NDArray[np.int64]) -> list[bytes]:
+    hashes: list[Any] = people.column("address_hash").take(rows).to_pylist()
+    return hashes
 
 
 def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables(
-        [table.select(schema.names) for table in tables if table.num_rows] or [schema.empty_table()]
-    )
+    return pa.concat_tables([table for table in tables if table.num_rows] or [schema.empty_table()])
 
 
-def _map(folder: Path, run: RunFile, shards: int) -> _Run:
-    path = folder / run.name
-    if not path.exists() or sha256_of(path) != run.sha256:
-        raise SnapshotError(f"{path} is missing or damaged; remove {folder} and build that range again")
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    numbers = table.column("shard").combine_chunks().to_numpy()
-    return _Run(table, np.searchsorted(numbers, np.arange(shards + 1)))
+def _map(folder: Path, files: Sequence[RunFile], shards: int) -> Iterator[_Run]:
+    for file in files:
+        path = folder / file.name
+        if not path.exists() or sha256_of(path) != file.sha256:
+            raise SnapshotError(f"{path} is missing or damaged; remove {folder} and build that range again")
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        for number in range(reader.num_record_batches):
+            table = pa.Table.from_batches([reader.get_batch(number)])
+            planned = table.column("shard").combine_chunks().to_numpy()
+            yield _Run(table.drop_columns("shard"), np.searchsorted(planned, np.arange(shards + 1)))
 
 
 def _fitting(runs: tuple[_Run, ...], planned: int) -> int:

@@ -26,35 +26,50 @@ class FrozenShard:
 
 def freeze(
     people: pa.Table,
+    rows: NDArray[np.int64],
     *,
     barred: Mapping[bytes, ExclusionReason],
     already: Collection[bytes],
     at_cap: Collection[bytes] = (),
 ) -> FrozenShard:
-    """Sort by person, drop whom a shard may not hold, interleave by mailbox provider and domain.
+    """Drop whom a shard may not hold, interleave the others by mailbox provider and domain.
 
     Args:
-        people: what ranges selected for this shard; a shard's columns.
+        people: a shard's columns.
+        rows: of ``people``, those that ranges selected for this shard, in the order of ``by_person``.
         barred: reasons by address hash of people whom another range excluded under the same address: consent wins.
         already: message keys that this edition has sent, or may have.
         at_cap: address hashes of people who got as many messages as they may.
     """
-    people = people.combine_chunks()
-    halves = _halves(people, "address_hash")
-    order = _by_person(halves, people.column("contact_id").to_numpy())
-    sorted_halves = halves[order]
-    reasons = np.zeros(len(order), np.int32)
-    reasons[1:][(sorted_halves[1:] == sorted_halves[:-1]).all(axis=1)] = int(ExclusionReason.DUPLICATE)
+    hashes = halves(people.column("address_hash").take(rows))
+    reasons = np.zeros(len(rows), np.int32)
+    reasons[1:][(hashes[1:] == hashes[:-1]).all(axis=1)] = int(ExclusionReason.DUPLICATE)
     if barred or at_cap:
-        for place, person in enumerate(_taken(people, "address_hash", order)):
+        for place, person in enumerate(_taken(people, "address_hash", rows)):
             capped = ExclusionReason.FREQUENCY_CAP if person in at_cap else 0
             reasons[place] |= int(barred.get(person, 0) | capped)
     if already:
-        sent = [key in already for key in _taken(people, "message_key", order)]
+        sent = [key in already for key in _taken(people, "message_key", rows)]
         reasons[np.array(sent, bool)] |= int(ExclusionReason.ALREADY_SENT)
-    kept = order[reasons == 0]
-    spread = interleave(people.column("provider").take(kept), people.column("domain").take(kept), halves[kept, 1])
-    return FrozenShard(people.take(kept[spread]), _dropped(people, order, reasons))
+    kept = rows[reasons == 0]
+    provider, domain = people.column("provider").take(kept), people.column("domain").take(kept)
+    spread = interleave(provider, domain, hashes[reasons == 0, 1])
+    return FrozenShard(people.take(kept[spread]), _dropped(people, rows, reasons))
+
+
+def by_person(people: pa.Table, shards: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """All rows, shard by shard, and in each by address hash, then by contact."""
+    hashes = halves(people.column("address_hash"))
+    order = np.lexsort((hashes[:, 0], shards))
+    first = hashes[order, 0]
+    if not (first[1:] == first[:-1]).any():
+        return order
+    return np.lexsort((people.column("contact_id").to_numpy(), hashes[:, 1], hashes[:, 0], shards))
+
+
+def halves(hashes: "pa.ChunkedArray[Any]") -> NDArray[np.uint64]:
+    """Address hashes as two numbers each, which sort as the bytes do."""
+    return np.frombuffer(bytes_of(hashes.combine_chunks()), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def bytes_of(values: "pa.Array[Any]") -> memoryview:
@@ -91,7 +106,7 @@ def interleave(
     those of each domain are spread likewise, but for the ½: there the domain's first row has its ``salt``, a number of
     its own and as good as random. Else all domains with one row would meet in the middle.
     """
-    provider, domain = _codes(providers), _codes(domains)
+    provider, domain = _codes(providers), domains.combine_chunks().dictionary_encode().indices.to_numpy()
     rank, size, first = _places(domain, np.arange(len(domain)))
     within = (rank + salt[first] / 2.0**64) / size
     by_domain = np.lexsort((within, provider))
@@ -119,15 +134,6 @@ def _places(
     rank = np.empty(len(group), np.int64)
     rank[sorted_rows] = np.arange(len(group)) - np.repeat(starts, sizes)
     return rank, sizes[group], sorted_rows[starts[group]] if len(group) else sorted_rows
-
-
-def _by_person(halves: NDArray[np.uint64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.lexsort((ids, halves[:, 1], halves[:, 0]))
-
-
-def _halves(table: pa.Table, name: str) -> NDArray[np.uint64]:
-    """A binary(16) column without NULL as two numbers a row that sort as the bytes do."""
-    return np.frombuffer(bytes_of(table.column(name).combine_chunks()), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def _taken(table: pa.Table, name: str, rows: NDArray[np.int64]) -> list[bytes]:

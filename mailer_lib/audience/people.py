@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ _MADE_HERE = frozenset({"message_key", "variant"})
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _PLAIN = rf"\A{_ATEXT}(?:\.{_ATEXT})*@(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]*[a-z0-9])?\z"
-_PLAIN_OCTETS = 64  # so neither local part, label nor the whole can be too long
+_SHORT = pa.scalar(64)  # octets, so neither local part, label nor the whole can be too long
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,38 @@ class Freezing:
         return pa.schema([*(f for f in fields if f.name not in _MADE_HERE), _REASONS])
 
 
-def split(rows: pa.RecordBatch, freezing: Freezing) -> tuple[pa.Table, pa.Table]:
-    """People selected (``freezing.selected``) and people barred (``BARRED_SCHEMA``) of a block (``freezing.read``)."""
-    table = pa.Table.from_batches([rows])
-    reasons = _numbers(table.column("reasons")).copy()
-    address, invalid = _deliverable(table.column("address").combine_chunks())
+class Rows(Protocol):
+    """What is asked of rows as they were read: ``database.bulk_read.Block``, or a record batch."""
+
+    def column(self, name: str, /) -> "pa.Array[Any]": ...
+
+    def take(self, rows: NDArray[np.int64], /) -> pa.RecordBatch: ...
+
+
+def split(rows: Rows, freezing: Freezing) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """People selected (``freezing.selected``) and people barred (``BARRED_SCHEMA``) of a block (``freezing.read``).
+
+    Each is sorted by shard.
+    """
+    reasons = rows.column("reasons").to_numpy().copy()
+    address, invalid = _deliverable(rows.column("address"))
     reasons[invalid] |= int(ExclusionReason.INVALID_ADDRESS)
-    hashes = table.column("address_hash").combine_chunks()
-    shards = shard_numbers(hashes, freezing.shards)
-    out = reasons != 0
-    barred = pa.table(
-        [pa.array(shards), table.column("contact_id"), hashes, pa.array(reasons)], schema=BARRED_SCHEMA
-    ).filter(pa.array(out))
-    table = table.set_column(table.schema.get_field_index("address"), "address", address)
-    kept, shards = (table.filter(pa.array(~out)), shards[~out]) if out.any() else (table, shards)
-    keys = message_keys(freezing.send_key, rows_of(kept.column("address_hash").combine_chunks()))
+    shards = shard_numbers(rows.column("address_hash"), freezing.shards)
+    order = np.argsort(shards, kind="stable")
+    out = order[reasons[order] != 0]
+    ids, hashes = rows.column("contact_id").take(out), rows.column("address_hash").take(out)
+    barred = pa.record_batch([pa.array(shards[out]), ids, hashes, pa.array(reasons[out])], schema=BARRED_SCHEMA)
+    kept = order[reasons[order] == 0]
+    people = rows.take(kept)
+    keys = b"".join(message_keys(freezing.send_key, rows_of(people.column("address_hash"))))
     made = {
-        "shard": pa.array(shards),
-        "message_key": binary16(b"".join(keys)),
-        "variant": pa.array(variants_of(b"".join(keys), list(accumulate(freezing.weights))), pa.int8()),
+        "address": address.take(kept),
+        "shard": pa.array(shards[kept]),
+        "message_key": binary16(keys),
+        "variant": pa.array(variants_of(keys, list(accumulate(freezing.weights)))),
     }
-    columns = [made[f.name] if f.name in made else _read_as(kept.column(f.name), f.type) for f in freezing.selected]
-    return pa.table(columns, schema=freezing.selected), barred
+    columns = [made[f.name] if f.name in made else _read_as(people.column(f.name), f.type) for f in freezing.selected]
+    return pa.record_batch(columns, schema=freezing.selected), barred
 
 
 def shard_numbers(hashes: "pa.Array[Any]", shards: int) -> NDArray[np.uint32]:
@@ -93,8 +103,8 @@ def shard_numbers(hashes: "pa.Array[Any]", shards: int) -> NDArray[np.uint32]:
 
 def rows_of(values: "pa.Array[Any]") -> list[bytes]:
     """Likewise ``bytes_of``, row by row."""
-    data = bytes(bytes_of(values))
-    return [data[at : at + 16] for at in range(0, len(data), 16)]
+    rows: list[bytes] = np.frombuffer(bytes_of(values), "V16").tolist()
+    return rows
 
 
 def binary16(data: bytes) -> "pa.Array[Any]":
@@ -102,26 +112,20 @@ def binary16(data: bytes) -> "pa.Array[Any]":
     return pa.Array.from_buffers(pa.binary(16), len(data) // 16, [None, pa.py_buffer(data)])
 
 
-def _numbers(column: "pa.ChunkedArray[Any]") -> NDArray[Any]:
-    return column.combine_chunks().to_numpy()
-
-
-def _read_as(column: "pa.ChunkedArray[Any]", type_: pa.DataType) -> "pa.ChunkedArray[Any]":
+def _read_as(column: "pa.Array[Any]", type_: pa.DataType) -> "pa.Array[Any]":
     """Lists of texts from their JSON, each text parsed once; all else is what it shall be."""
     if not pa.types.is_list(type_):
         return column
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = column.dictionary_encode()
     texts: list[Any] = encoded.dictionary.to_pylist()
     lists = [json.loads(text) for text in texts]
-    return pa.chunked_array([pa.array(lists, type_).take(encoded.indices)])
+    return pa.array(lists, type_).take(encoded.indices)
 
 
 def _deliverable(given: Any) -> "tuple[pa.Array[Any], NDArray[np.int64]]":
     """For SMTP (``Address.deliverable``), and the places of those that are no addresses, left as they are."""
     plain = pc.and_(
-        pc.and_(
-            pc.match_substring_regex(given, _PLAIN), pc.less_equal(pc.binary_length(given), pa.scalar(_PLAIN_OCTETS))
-        ),
+        pc.and_(pc.match_substring_regex(given, _PLAIN), pc.less_equal(pc.binary_length(given), _SHORT)),
         pc.invert(pc.match_substring(given, "xn--")),
     )
     if pc.all(plain).as_py() is not False:

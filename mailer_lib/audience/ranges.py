@@ -1,23 +1,23 @@
 """One id range, read once and kept below ``.building-<phase>/ranges/NNNN/`` until publication.
 
-    rows-K.arrow      selected people, sorted by shard (column ``shard``); Arrow IPC, so that publication maps the file
-    excluded-K.arrow  people who matched and are barred, with the bitmask of their reasons, sorted likewise
-    done.json         read time, rows, checksums; written last, then the folder gets its name
+    rows.arrow      selected people in record batches, each sorted by shard (column ``shard``); Arrow IPC, so that
+                    publication maps the file
+    excluded.arrow  people who matched and are barred, with the bitmask of their reasons, likewise
+    done.json       read time, rows, checksums; written last, then the folder gets its name
 
-A range is read in a stream and written in runs of at most ``RUN_ROWS`` rows, so its size doesn't matter to memory.
+A range is read and written in blocks of some thousand rows, so its size doesn't matter to memory.
 """
 
-import hashlib
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy import ColumnElement, Connection, Engine, Select, literal, select
@@ -30,9 +30,9 @@ from mailer_lib.audience.behaviour_sets import FrozenPeople
 from mailer_lib.audience.criteria import where
 from mailer_lib.audience.exclusions import Exclusions, by_suppression, exclusions, seed_exclusions
 from mailer_lib.audience.expressions import field_expression
-from mailer_lib.audience.files import replace_file, sync_folder
+from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.manifest import MANIFEST_FILE, RangeRead
-from mailer_lib.audience.people import BARRED_SCHEMA, Freezing, split
+from mailer_lib.audience.people import BARRED_SCHEMA, Freezing, Rows, split
 from mailer_lib.audience.plan import IdRange, PlanSource, SnapshotError, SnapshotPlan, load_plan
 from mailer_lib.audience.rules import Group, behaviours, parse
 from mailer_lib.audience.sampling import excluded_group, held
@@ -45,7 +45,6 @@ from mailer_lib.settings import Settings
 from mailer_lib.shard.recipient import ATTRIBUTE_PREFIX
 from mailer_lib.terms import ExclusionReason
 
-RUN_ROWS = 65_536
 DONE_FILE = "done.json"
 
 
@@ -62,7 +61,7 @@ class RangeDone(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2]  # 1 had neither message key nor variant
+    format: Literal[2]  # 1 had runs without message key and variant
     index: int
     first: int
     last: int
@@ -137,8 +136,8 @@ def build_range(engine: Engine, settings: Settings, plan: SnapshotPlan, index: i
 def _write_range(engine: Engine, settings: Settings, plan: SnapshotPlan, ids: IdRange, folder: Path) -> RangeDone:
     read_at, started = now(), time.monotonic()
     freezing = freezing_of(plan, settings)
-    selected = _Runs(folder, "rows", freezing.selected)
-    excluded = _Runs(folder, "excluded", BARRED_SCHEMA)
+    selected = _Batches(folder / "rows.arrow", freezing.selected)
+    excluded = _Batches(folder / "excluded.arrow", BARRED_SCHEMA)
     for rows in ahead(lambda: _people(engine, settings, plan, ids, freezing.read)):
         people, barred = split(rows, freezing)
         selected.add(people)
@@ -211,9 +210,7 @@ def people_statement(plan: SnapshotPlan, known: catalogue.Catalogue) -> Select[A
     return select(*_columns(plan, barred.reasons)).select_from(barred.people).where(picked)
 
 
-def _people(
-    engine: Engine, settings: Settings, plan: SnapshotPlan, ids: IdRange, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
+def _people(engine: Engine, settings: Settings, plan: SnapshotPlan, ids: IdRange, schema: pa.Schema) -> Iterator[Rows]:
     """Blocks of ``schema``; a range is read as of one moment."""
     if plan.inputs.source == PlanSource.SEEDS:
         with read(engine) as connection:
@@ -276,37 +273,26 @@ def _stranger_reasons(connection: Connection, list_id: int, address_hash: bytes,
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Runs:
-    """Collects tables and writes them as runs sorted by shard."""
+class _Batches:
+    """A file of record batches, made with the first row; the range's folder gets its name when all is on disk."""
 
-    folder: Path
-    name: str
-    schema: pa.Schema
-    _waiting: list[pa.Table] = field(default_factory=list)
-    _rows: int = 0
-    _files: list[RunFile] = field(default_factory=list)
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._rows = 0
 
-    def add(self, table: pa.Table) -> None:
-        if table.num_rows:
-            self._waiting.append(table)
-            self._rows += table.num_rows
-        if self._rows >= RUN_ROWS:
-            self._flush()
+    def add(self, batch: pa.RecordBatch) -> None:
+        if not batch.num_rows:
+            return
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(str(self._path), self._schema)
+        self._writer.write_batch(batch)
+        self._rows += batch.num_rows
 
     def close(self) -> tuple[RunFile, ...]:
-        if self._rows:
-            self._flush()
-        return tuple(self._files)
-
-    def _flush(self) -> None:
-        table = pa.concat_tables(self._waiting).combine_chunks()
-        order = np.argsort(table.column("shard").to_numpy(), kind="stable")
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, self.schema) as writer:
-            writer.write_table(table.take(order).combine_chunks())
-        data = sink.getvalue()
-        path = self.folder / f"{self.name}-{len(self._files)}.arrow"
-        replace_file(path, data)
-        self._files.append(RunFile(name=path.name, rows=table.num_rows, sha256=hashlib.sha256(data).hexdigest()))
-        self._waiting, self._rows = [], 0
+        if self._writer is None:
+            return ()
+        self._writer.close()
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+        return (RunFile(name=self._path.name, rows=self._rows, sha256=sha256_of(self._path)),)

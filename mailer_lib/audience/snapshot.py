@@ -1,8 +1,7 @@
 """The snapshot of a send: plan, build each range, publish. Each step can be killed and called again, by any process.
 
     plan = plan_snapshot(engine, settings, send_id, rules=…, list_id=…, attributes=…, weights=…)
-    for index in range(len(plan.ranges)):      # in parallel, if you like
-        build_range(engine, settings, plan, index)
+    build_ranges(engine, settings, plan)      # or build_range(engine, settings, plan, index) for each, anywhere
     manifest = publish(engine, settings, plan, already)
 
 docs/architecture.md, "Files", has the folders. A seed list takes the same road (``plan_seed_snapshot``).
@@ -41,6 +40,7 @@ from mailer_lib.audience.plan import (
     used_attributes,
 )
 from mailer_lib.audience.publication import publish, reopen
+from mailer_lib.audience.range_workers import build_ranges
 from mailer_lib.audience.rules import CriteriaError, Group, behaviours, parse
 from mailer_lib.audience.rules import references as rules_references
 from mailer_lib.audience.sampling import excluded_group, thresholds
@@ -57,6 +57,7 @@ __all__ = [
     "SnapshotPlan",
     "build",
     "build_range",
+    "build_ranges",
     "build_seed_snapshot",
     "load_plan",
     "plan_seed_snapshot",
@@ -204,13 +205,11 @@ def build(
     settings: Settings,
     plan: SnapshotPlan,
     already: Collection[bytes] = (),
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    processes: int = 1,
 ) -> Manifest:
-    """Every range in this process, then publish. ``progress`` hears how many ranges of how many are built."""
-    for done, ids in enumerate(plan.ranges):
-        progress(done, len(plan.ranges))
-        build_range(engine, settings, plan, ids.index)
-    progress(len(plan.ranges), len(plan.ranges))
+    """Every range, by so many processes, then publish."""
+    build_ranges(engine, settings, plan, processes=processes)
     return publish(engine, settings, plan, already)
 
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
+import typer
 from rich.console import Console
 
 from mailer_lib.commands.errors import WRONG_USAGE, CommandError
@@ -17,6 +18,10 @@ from mailer_lib.settings import Settings, load_settings
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, help="That read recipients side by side; by default what suits the machine."),
+]
 _SEND_REF = re.compile(r"([a-z0-9][a-z0-9._-]*)#([A-Za-z0-9][A-Za-z0-9._:+-]*)")
 _PLAIN_EVERY_S = 5.0
 

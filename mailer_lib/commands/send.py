@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.table import Table
 
-from mailer_lib.commands.context import CommandContext, console, error_console, open_context, progress
+from mailer_lib.commands.context import CommandContext, Processes, console, error_console, open_context, progress
 from mailer_lib.commands.errors import FAILED, CommandError
 from mailer_lib.terms import Outcome, SendMode, UnknownPolicy
 
@@ -43,6 +43,7 @@ def start(
     unknown: Annotated[
         UnknownPolicy, typer.Option(help="Triggered again: leave who may have got it, or resend.")
     ] = UnknownPolicy.LEAVE,
+    processes: Processes = None,
 ) -> None:
     """Send a campaign, the whole road in this process: freeze, check, ask, send, balance the books.
 
@@ -59,6 +60,7 @@ def start(
             no_approval=no_approval,
             take_over=take_over,
             unknown=unknown,
+            processes=processes,
         )
     _show_report(report)
 
@@ -103,6 +105,7 @@ def _run(
     no_approval: bool,
     take_over: bool,
     unknown: UnknownPolicy,
+    processes: int | None = None,
 ) -> dict[str, Any]:
     from mailer_lib.dispatch.campaign_run import Answer, Hooks, Trigger, run_send
     from mailer_lib.dispatch.sends import process_claim
@@ -131,6 +134,7 @@ def _run(
         claim=process_claim(),
         take_over=take_over,
         unknown_policy=unknown,
+        processes=processes,
     )
     with progress("recipients", unit="ranges") as bar:
         hooks = Hooks(step=say, ranges=bar, progress=hear, approve=approve)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mailer_lib.commands.context import console, open_context, parse_send_ref, progress
+from mailer_lib.commands.context import Processes, console, open_context, parse_send_ref, progress
 from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
 from mailer_lib.terms import SendMode, UnknownPolicy
 
@@ -34,6 +34,7 @@ def build(
     unknown: Annotated[
         UnknownPolicy, typer.Option(help="A top-up: leave who may have got it, or take them in again.")
     ] = UnknownPolicy.LEAVE,
+    processes: Processes = None,
 ) -> None:
     """Freeze who gets a send today, and stop there. Killed, run it again: it goes on with the range it was at.
 
@@ -57,9 +58,9 @@ def build(
         try:
             plan = steps.plan_recipients(engine, settings, send_id, claim)
             with progress("ranges", plan["ranges"], "ranges") as report:
-                for index in range(plan["ranges"]):
-                    steps.build_recipients(engine, settings, send_id, claim, plan["plan"], index)
-                    report(index + 1)
+                steps.build_all_recipients(
+                    engine, settings, send_id, claim, plan["plan"], processes=processes, progress=report
+                )
             steps.publish_recipients(engine, settings, send_id, claim, unknown_policy=unknown)
         finally:
             sends.release(engine, send_id, claim)

@@ -53,6 +53,7 @@ class Trigger:
     claim: str
     take_over: bool = False
     unknown_policy: UnknownPolicy = UnknownPolicy.LEAVE
+    processes: int | None = None  # that read recipients; None: as many as suit this machine
 
 
 def run_send(engine: Engine, settings: Settings, trigger: Trigger, hooks: Hooks | None = None) -> dict[str, Any]:
@@ -89,10 +90,10 @@ def _prepare_and_send(engine: Engine, settings: Settings, trigger: Trigger, open
     message = steps.freeze_message(engine, settings, send_id, claim)
     hooks.step(f"message frozen: {message['content_hash'][:12]}, {message['links']} tracked links")
     plan = steps.plan_recipients(engine, settings, send_id, claim)
-    for index in range(plan["ranges"]):
-        hooks.ranges(index, plan["ranges"])
-        steps.build_recipients(engine, settings, send_id, claim, plan["plan"], index)
-    hooks.ranges(plan["ranges"], plan["ranges"])
+    if plan["ranges"]:
+        steps.build_all_recipients(
+            engine, settings, send_id, claim, plan["plan"], processes=trigger.processes, progress=hooks.ranges
+        )
     published = steps.publish_recipients(engine, settings, send_id, claim, unknown_policy=trigger.unknown_policy)
     hooks.step(f"{published['frozen']:,} recipients frozen, {published['excluded']:,} excluded")
     warnings = steps.check_message(engine, settings, send_id, claim)["warnings"]

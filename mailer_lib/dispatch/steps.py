@@ -5,6 +5,7 @@ table is in docs/architecture.md, "Steps of a send".
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 from sqlalchemy import Engine, select
@@ -37,6 +38,7 @@ from mailer_lib.terms import FindingLevel, SendMode, SendState, SnapshotState, U
 __all__ = [
     "PreflightError",
     "approval_summary",
+    "build_all_recipients",
     "build_recipients",
     "check_message",
     "close_step",
@@ -210,6 +212,30 @@ def build_recipients(  # noqa: PLR0917  # the DAG and the command line call ever
     held_send(engine, send_id, claim)
     done = audience.build_range(engine, settings, audience.load_plan(store_path(settings, plan)), index)
     return {"index": index, "rows": done.selected, "excluded": done.excluded}
+
+
+def build_all_recipients(
+    engine: Engine,
+    settings: Settings,
+    send_id: int,
+    claim: str,
+    plan: str,
+    *,
+    processes: int | None = None,
+    progress: Callable[[int, int], object] = lambda built, total: None,
+) -> None:
+    """Every range, by so many processes of this machine (None: as many as suit it); the claim is looked at after each.
+
+    ``progress`` hears how many ranges of how many are built.
+    """
+
+    def look(built: int, total: int) -> None:
+        held_send(engine, send_id, claim)
+        progress(built, total)
+
+    audience.build_ranges(
+        engine, settings, audience.load_plan(store_path(settings, plan)), processes=processes, progress=look
+    )
 
 
 def publish_recipients(

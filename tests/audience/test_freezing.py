@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer_lib.audience.freezing import FrozenShard, freeze, interleave, variants_of
+from mailer_lib.audience.freezing import FrozenShard, by_person, freeze, interleave, variants_of
 from mailer_lib.audience.plan import MAX_WEIGHTS
 from mailer_lib.identity import IdentityKey, message_key, message_keys
 from mailer_lib.shard.files import shard_schema
@@ -39,7 +39,8 @@ def people(*rows: tuple[int, str, str]) -> pa.Table:
 def frozen(
     table: pa.Table, *, barred: dict[bytes, ExclusionReason] | None = None, already: frozenset[bytes] = frozenset()
 ) -> FrozenShard:
-    return freeze(table, barred=barred or {}, already=already)
+    everybody = by_person(table, np.zeros(table.num_rows, np.uint32))
+    return freeze(table, everybody, barred=barred or {}, already=already)
 
 
 def dropped(shard: FrozenShard) -> list[tuple[int, int]]:

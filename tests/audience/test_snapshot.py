@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import insert, select, update
 
-from mailer_lib.audience import assembly, catalogue, criteria, manifest, ranges, sampling, snapshot
+from mailer_lib.audience import assembly, catalogue, criteria, manifest, sampling, snapshot
 from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import ControlGroup, Exclude
@@ -287,15 +288,15 @@ def test_no_shard_passes_the_limit(sqlite_world: World, monkeypatch: pytest.Monk
     assert verify(folder) == []
 
 
-def test_memory_is_bounded_by_runs_whatever_the_range(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_blocks_whatever_the_range(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     many(sqlite_world)
     plain, _ = built(sqlite_world, sqlite_world.add_send("plain"))
-    monkeypatch.setattr(ranges, "RUN_ROWS", 40)
     monkeypatch.setattr(bulk_read, "FIRST_IDS", 7)
     monkeypatch.setattr(bulk_read, "MAX_IDS", 7)
     plan = planned(sqlite_world, sqlite_world.add_send())
     build_range(sqlite_world.engine, sqlite_world.settings, plan, 0)
-    assert len(list(plan.folder(sqlite_world.settings).glob("ranges/0000/rows-*.arrow"))) == 8
+    (path,) = plan.folder(sqlite_world.settings).glob("ranges/0000/rows.arrow")
+    assert pa.ipc.open_file(path).num_record_batches == 43  # 300 people
     made = publish(sqlite_world.engine, sqlite_world.settings, plan)
     assert made.counts == plain.counts
     assert [e.rows for e in made.shards] == [e.rows for e in plain.shards]
@@ -390,9 +391,9 @@ def test_a_damaged_range_is_noticed(sqlite_world: World) -> None:
     many(sqlite_world, 30)
     plan = planned(sqlite_world, sqlite_world.add_send())
     build_range(sqlite_world.engine, sqlite_world.settings, plan, 0)
-    path = plan.folder(sqlite_world.settings) / "ranges" / "0000" / "rows-0.arrow"
+    path = plan.folder(sqlite_world.settings) / "ranges" / "0000" / "rows.arrow"
     path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
-    with pytest.raises(SnapshotError, match=r"rows-0\.arrow is missing or damaged"):
+    with pytest.raises(SnapshotError, match=r"rows\.arrow is missing or damaged"):
         publish(sqlite_world.engine, sqlite_world.settings, plan)
 
 
@@ -608,8 +609,6 @@ def test_verify_finds_somebody_twice_and_somebody_in_and_out(sqlite_world: World
     assert verify(folder) == ["1 message keys stand in more than one row"]
 
     row = {"contact_id": left, "address_hash": table["address_hash"][0].as_py(), "reasons": int(R.UNCONFIRMED)}
-    import pyarrow as pa
-
     checksum = write_parquet(folder / made.excluded[0].path, pa.Table.from_pylist([row], schema=EXCLUDED_SCHEMA))
     write_shard(folder / entry.path, table)
     forged = made.model_copy(update={"excluded": (made.excluded[0].model_copy(update={"sha256": checksum}),)})
