@@ -4,7 +4,7 @@ A machine plans, reads ranges and assembles below its own work folder, just as i
 nothing of it there afterwards. What the next one needs goes through the store:
 
     <edition>/.building-<phase>/behaviour/<set>.parquet plan.json              plan.json last
-    <edition>/.building-<phase>/ranges/NNNN/<hash>/rows-K.arrow … done.json    one built range; done.json last
+    <edition>/.building-<phase>/ranges/NNNN/<hash>/rows.arrow … done.json      one built range; done.json last
     <edition>/<phase>-<hash>/plan.json shard=NNNN/… excluded/… manifest.json   one publication; manifest.json last
 
 ``<hash>`` is of ``done.json`` or ``manifest.json``, which name the checksum of every other file: what two processes

@@ -169,7 +169,7 @@ def test_a_damaged_object_is_named(shared: World, tmp_path: Path) -> None:
     plan = planned(world, one, send_id)
     for index in range(len(plan.ranges)):
         build_range(world.engine, one, plan, index)
-    run = next(iter(sharing.shared_folder(plan, one).glob("ranges/0001/*/rows-0.arrow")))
+    run = next(iter(sharing.shared_folder(plan, one).glob("ranges/0001/*/rows.arrow")))
     whole = run.read_bytes()
     run.write_bytes(whole[:-9] + b"corrupted")
     with pytest.raises(SnapshotError, match=rf"{run} is missing or damaged; remove {run.parent}/ and build it again"):
