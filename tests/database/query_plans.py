@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 
+_BATCH = "mailfleet_people"  # bulk_lookup.py
 _VERBS = ("SELECT", "UPDATE", "DELETE", "WITH")
 
 
@@ -25,25 +26,29 @@ class Statement:
 
 
 @contextmanager
-def recorded(engine: Engine) -> Iterator[list[Statement]]:
-    """The statements that find rows, as the driver gets them."""
+def recorded() -> Iterator[list[Statement]]:
+    """The statements that find rows, on every engine: an import on MariaDB has one of its own."""
     found: list[Statement] = []
 
     def note(_c: Any, _cursor: Any, text: str, parameters: Any, _context: Any, executemany: bool) -> None:
         if text.lstrip().upper().startswith(_VERBS):
             found.append(Statement(text, parameters[0] if executemany else parameters))
 
-    event.listen(engine, "before_cursor_execute", note)
+    event.listen(Engine, "before_cursor_execute", note)
     try:
         yield found
     finally:
-        event.remove(engine, "before_cursor_execute", note)
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 def accesses(connection: Connection, statement: Statement) -> list[Access]:
     if connection.dialect.name == "sqlite":
         rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement.text}", statement.parameters).all()
         return [access for row in rows if (access := _sqlite(str(row[3]).split())) is not None]
+    if _BATCH in statement.text:  # what an import asks about lay in there, and an empty table has no plan
+        columns = "(address_hash BINARY(16) NOT NULL) ENGINE=MEMORY"
+        connection.exec_driver_sql(f"CREATE OR REPLACE TEMPORARY TABLE {_BATCH} {columns}")
+        connection.exec_driver_sql(f"INSERT INTO {_BATCH} SELECT address_hash FROM contacts LIMIT 50")
     found = connection.exec_driver_sql(f"EXPLAIN {statement.text}", statement.parameters).mappings()
     return [Access(row["table"], _mariadb(row["type"], row["key"])) for row in found if row["table"] and row["type"]]
 

@@ -345,7 +345,7 @@ def test_no_query_of_the_road_reads_a_big_table_whole(engine: Engine, settings: 
     analyze(engine)
     wrong: dict[str, Any] = {}
     for name, (run, expected) in ROAD.items():
-        with recorded(engine) as statements:
+        with recorded() as statements:
             run(world)
         with read(engine) as connection:
             found = [(access, s.text) for s in statements for access in accesses(connection, s)]
