@@ -1,6 +1,7 @@
 """Job folders made directly, without a database: what tests of the agent and the dispatch benchmark hand to it."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -160,11 +161,17 @@ class JobBuilder:
         with (self.path / "suppressions.log").open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
-    def start(self) -> "subprocess.Popen[bytes]":
-        """The shipped command, as a separate process."""
+    def start(self, boot_id: str | None = None) -> "subprocess.Popen[bytes]":
+        """The shipped command, as a separate process; root may let it see another boot of the machine."""
+        command = [sys.executable, "-m", "mailer_lib.agent", str(self.path)]
+        if boot_id is not None:
+            file = self.path / f"{boot_id}.boot"
+            file.write_text(f"{boot_id}\n")
+            shown = f"mount --bind {shlex.quote(str(file))} /proc/sys/kernel/random/boot_id"
+            command = ["unshare", "--mount", "sh", "-c", f"{shown} && exec {shlex.join(command)}"]
         with (self.path / "stderr.log").open("ab") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "mailer_lib.agent", str(self.path)],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
 from mailer_lib.agent.folder import JobError
 from mailer_lib.agent.job import LeaseGrant
-from mailer_lib.agent.ledger import Connected, Header, InDoubt, LedgerWriter, Opened
+from mailer_lib.agent.ledger import Connected, Header, InDoubt, Intent, LedgerState, LedgerWriter, Opened
 from mailer_lib.shard.files import read_shard
 from mailer_lib.shard.recipient import Recipient
 from mailer_lib.terms import Outcome
@@ -77,9 +78,14 @@ class Lease:
         self.path = folder / grant.shard_file
         _check_file(self.path, grant.sha256)
         header = Header(job_id, grant.shard, grant.phase, grant.epoch, grant.first_row)
-        self.ledger = LedgerWriter.open(folder / "ledgers" / grant.ledger_name, header, opened)
-        state = self.ledger.state
         self.rows = rows
+        self.ledger = LedgerWriter.open(
+            folder / "ledgers" / grant.ledger_name,
+            header,
+            opened,
+            lambda state, before: self._perhaps_missing(grant, state, before),
+        )
+        state = self.ledger.state
         self.connections: dict[str, Connected] = {}  # of this agent, already noted in this ledger
         self.states = bytearray(grant.rows)
         self.first_row = grant.first_row
@@ -105,6 +111,18 @@ class Lease:
             self.waiting.pop(doubt.row, None)
         self.ledger.forget()
         self.grant(grant)
+
+    def _perhaps_missing(self, grant: LeaseGrant, state: LedgerState, before: Opened) -> Iterator[Connected | Intent]:
+        """The machine went down, perhaps with records that weren't on disk: every granted row without an outcome may
+        have been handed over, and gets the intent that may be missing.
+        """
+        conn = f"{before.incarnation}.0"  # agents count connections from 1
+        known = {doubt.row for doubt in state.in_doubt}
+        yield Connected(conn, 0, before.t_ms, 0, 0)
+        for row in range(grant.first_row, min(grant.granted_through, grant.rows)):
+            if row not in state.outcomes and row not in known:
+                key = self.rows.row(self.path, row).message_key
+                yield Intent(row, key, state.attempts(row) + 1, conn, before.t_ms)
 
     @property
     def name(self) -> str:

@@ -3,8 +3,9 @@
 Text, one record a line, fields parted by tabs, each line closed by tab + CRC-32 of the bytes before that tab (8 hex)
 and a newline. One writer, many readers. ``write(2)`` of an intent returns before the message's bytes go to the kernel,
 so a killed agent leaves at most rows *in doubt* behind, never an unrecorded message. SIGKILL loses nothing that was
-written; a power loss may lose what wasn't synced yet (``LedgerWriter.sync``), and then the machine's ``boot_id`` has
-changed, which is why it is in the ledger.
+written; a power loss may lose the end that wasn't synced yet (``LedgerWriter.sync``). Then the ``boot_id`` has changed
+and the last agent hasn't closed the ledger (``E``): whoever opens it next knows that rows may have been handed over of
+which nothing is left here (docs/decisions/0502).
 
 A line without its newline is *torn*: its ``write(2)`` never returned, so nothing was done on the strength of it, and
 the next writer cuts it off. A line that has its newline and a wrong CRC is damage, and an error.
@@ -13,6 +14,7 @@ the next writer cuts it off. A line that has its newline and a wrong CRC is dama
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -96,7 +98,14 @@ class Final(NamedTuple):
     text: str  # without addresses
 
 
-Record: TypeAlias = Header | Opened | Connected | Intent | Deferral | Final
+class Closed(NamedTuple):
+    """``E``: the agent ended in order; written when all before it was synced, so nothing of it can be missing."""
+
+    incarnation: int
+    t_ms: int
+
+
+Record: TypeAlias = Header | Opened | Connected | Intent | Deferral | Final | Closed
 
 
 class LedgerDelta(NamedTuple):
@@ -128,6 +137,8 @@ def encode(record: Record) -> bytes:
             body = f"C\t{conn}\t{local_port}\t{t_ms}\t{log_inode}\t{log_offset}"
         case Opened(incarnation, boot_id, pid, t_ms):
             body = f"S\t{incarnation}\t{clean(boot_id)}\t{pid}\t{t_ms}"
+        case Closed(incarnation, t_ms):
+            body = f"E\t{incarnation}\t{t_ms}"
         case Header(job_id, shard, phase, epoch, first_row):
             body = f"H\t{VERSION}\t{clean(job_id)}\t{shard}\t{phase}\t{epoch}\t{first_row}"
     raw = body.encode("utf-8", "replace")
@@ -151,6 +162,7 @@ _DECODE: dict[str, tuple[int, Callable[[list[str]], Record]]] = {
     "H": (7, _header),
     "S": (5, lambda f: Opened(int(f[1]), f[2], int(f[3]), int(f[4]))),
     "C": (6, lambda f: Connected(f[1], int(f[2]), int(f[3]), int(f[4]), int(f[5]))),
+    "E": (3, lambda f: Closed(int(f[1]), int(f[2]))),
     "I": (6, lambda f: Intent(int(f[1]), _key(f[2]), int(f[3]), f[4], int(f[5]))),
     "D": (8, lambda f: Deferral(int(f[1]), int(f[2]), f[3], f[4], int(f[5]), int(f[6]), f[7])),
     "O": (
@@ -240,6 +252,7 @@ class LedgerState:
         self.outcomes: dict[int, Outcome] = {}
         self.deferred: dict[int, Waiting] = {}
         self._intents: dict[int, Intent] = {}
+        self.unclosed: Opened | None = None  # the newest agent, unless it ended in order
 
     @classmethod
     def of(cls, records: Iterable[Record], name: str = "ledger") -> "LedgerState":
@@ -306,7 +319,9 @@ class LedgerState:
             case Connected(conn):
                 self.connections[conn] = record
             case Opened(incarnation):
-                self.opened[incarnation] = record
+                self.opened[incarnation] = self.unclosed = record
+            case Closed():
+                self.unclosed = None
 
     def _untouched(self, row: int, name: str) -> None:
         if row in self.outcomes:
@@ -335,9 +350,10 @@ class LedgerWriter:
     after ``flush`` returned. ``sync`` (any thread) makes what was flushed survive a power loss.
     """
 
-    def __init__(self, path: Path, handle: int, state: LedgerState, size: int) -> None:
+    def __init__(self, path: Path, handle: int, state: LedgerState, size: int, opened: Opened) -> None:
         self.path = path
         self.state = state  # as found on opening; the owner goes on from there
+        self._opened = opened
         self._handle = handle
         self._size = size
         self._pending: list[bytes] = []
@@ -346,8 +362,18 @@ class LedgerWriter:
         self._lock = threading.Lock()  # between a sync by a helper thread and the end
 
     @classmethod
-    def open(cls, path: Path, header: Header, opened: Opened) -> "LedgerWriter":
+    def open(
+        cls,
+        path: Path,
+        header: Header,
+        opened: Opened,
+        missing: Callable[[LedgerState, Opened], Iterable[Record]] = lambda state, before: (),
+    ) -> "LedgerWriter":
         """Open or make the ledger, cut a torn last line off, and note the new agent (``S``).
+
+        Args:
+            missing: what to add when the last agent, of an earlier boot, didn't close the ledger: records of it that
+                may not have reached the disk. They come before ``S``, so whoever is killed here finds the same again.
 
         Raises:
             LedgerError: the file belongs to another lease, or is damaged.
@@ -363,10 +389,15 @@ class LedgerWriter:
                 os.ftruncate(handle, delta.next_offset)
             if state.header is not None and state.header != header:
                 raise LedgerError(f"{path} is the ledger of {state.header}, not of {header}; move it away")
-            writer = cls(path, handle, state, delta.next_offset)
+            writer = cls(path, handle, state, delta.next_offset, opened)
             if state.header is None:
                 writer.add(header)
                 state.apply(header)
+            before = state.unclosed
+            if before is not None and before.boot_id != opened.boot_id:
+                for record in missing(state, before):
+                    writer.add(record)
+                    state.apply(record, str(path))
             writer.add(opened)
             state.apply(opened)
             writer.flush()
@@ -424,10 +455,13 @@ class LedgerWriter:
                 raise LedgerError(f"{self.path} can't be synced: {error.strerror}") from error
 
     def close(self) -> None:
-        """Flush, sync, close."""
+        """Flush, sync, note the end (``E``), close."""
         if self._closed:
             return
         try:
+            self.flush()
+            self.sync()
+            self.add(Closed(self._opened.incarnation, round(time.time() * 1000)))
             self.flush()
             self.sync()
         finally:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailer_lib.agent.ledger import (
+    Closed,
     Connected,
     Deferral,
     Final,
@@ -34,6 +35,7 @@ conns = st.builds("{}.{}".format, st.integers(1, 99), st.integers(1, 9999))
 records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Header, words, rows, rows, rows, rows),
     st.builds(Opened, st.integers(1, 99), words, st.integers(1, 2**22), times),
+    st.builds(Closed, st.integers(1, 99), times),
     st.builds(Connected, conns, st.integers(1, 65535), times, st.integers(0, 2**63), st.integers(0, 2**62)),
     st.builds(Intent, rows, st.binary(min_size=16, max_size=16), st.integers(1, 99), conns, times),
     st.builds(Deferral, rows, st.integers(0, 499), words, words, times, times, words),
@@ -90,6 +92,8 @@ def stories(draw: st.DrawFn) -> list[Record]:
                 outcome = draw(st.sampled_from(Outcome))
                 story.append(Final(row, outcome, 250, "2.0.0", "id", conn, 0, "gmail", 8, "OK"))
                 settled.add(row)
+        if draw(st.booleans()):
+            story.append(Closed(incarnation, 9))
     return story
 
 
@@ -183,18 +187,19 @@ def test_the_next_writer_cuts_a_torn_line_off(tmp_path: Path) -> None:
     writer(path).close()
     whole = path.read_bytes()
     path.write_bytes(whole + encode(Intent(0, b"k" * 16, 1, "1.1", 5))[:-1])
-    assert read_ledger(path).records == [HEADER, OPENED]
+    assert read_ledger(path).records[:-1] == [HEADER, OPENED]
     ledger = writer(path, incarnation=2)
     assert ledger.state.in_doubt == []
     ledger.close()
-    assert read_ledger(path).records == [HEADER, OPENED, OPENED._replace(incarnation=2)]
+    kinds = [type(record) for record in read_ledger(path).records]
+    assert kinds == [Header, Opened, Closed, Opened, Closed]
 
 
 def test_even_a_torn_header_is_begun_again(tmp_path: Path) -> None:
     path = tmp_path / "l.ledger"
     path.write_bytes(encode(HEADER)[:10])
     writer(path).close()
-    assert read_ledger(path).records == [HEADER, OPENED]
+    assert read_ledger(path).records[:-1] == [HEADER, OPENED]
 
 
 def test_damage_in_the_middle_names_file_and_byte(tmp_path: Path) -> None:
@@ -254,3 +259,47 @@ def test_incarnations_are_counted_over_all_ledgers(tmp_path: Path) -> None:
     ledger.add(Deferral(1, 451, "", "", 1, 1, "S"))
     ledger.close()
     assert last_incarnation(tmp_path) == 5
+
+
+# --- a machine that went down -----------------------------------------------------------------------------------------
+
+LATER = Opened(2, "boot-b", 4712, 1_790_000_100_000)
+PERHAPS = Intent(4, b"k" * 16, 1, "1.0", 5)
+
+
+def reopened(path: Path, opened: Opened, *, closed: bool) -> list[Record]:
+    """What the second agent adds to the ledger of the first."""
+    first = LedgerWriter.open(path, HEADER, OPENED)
+    first.add(Intent(3, b"j" * 16, 1, "1.1", 5))
+    first.flush()
+    if closed:
+        first.close()
+    size = path.stat().st_size
+    LedgerWriter.open(path, HEADER, opened, lambda state, before: [PERHAPS] if before == OPENED else [])
+    return read_ledger(path, size).records
+
+
+def test_what_may_be_missing_after_a_power_loss_is_noted_before_the_next_agent(tmp_path: Path) -> None:
+    assert reopened(tmp_path / "l", LATER, closed=False) == [PERHAPS, LATER]
+    assert [doubt.row for doubt in LedgerState.load(tmp_path / "l").in_doubt] == [3, 4]
+
+
+@pytest.mark.parametrize(("opened", "closed"), [(LATER, True), (LATER._replace(boot_id="boot-a"), False)])
+def test_nothing_can_be_missing_after_an_orderly_end_or_in_the_same_boot(
+    tmp_path: Path, opened: Opened, closed: bool
+) -> None:
+    assert reopened(tmp_path / "l", opened, closed=closed) == [opened]
+
+
+def test_an_agent_that_dies_while_it_notes_them_leaves_that_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "l"
+
+    def dies(state: LedgerState, before: Opened) -> list[Record]:
+        raise KeyboardInterrupt
+
+    LedgerWriter.open(path, HEADER, OPENED)
+    with pytest.raises(KeyboardInterrupt):
+        LedgerWriter.open(path, HEADER, LATER, dies)
+    asked: list[Opened] = []
+    LedgerWriter.open(path, HEADER, LATER, lambda state, before: asked.append(before) or [])
+    assert asked == [OPENED]
