@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mailer_lib.agent.agent import Agent, ExitCode
@@ -45,6 +46,7 @@ def run_job(path: Path) -> ExitCode:
         filename=folder.log_path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # nor must a log that can't be written change the exit status
     gc.set_threshold(5_000, 20, 50)  # messages are freed by reference counts; cycles are rare
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -62,7 +64,9 @@ def run_job(path: Path) -> ExitCode:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr)  # noqa: T201
+    """On stderr, which may lie on a full disk: then the exit status must do."""
+    with suppress(OSError):
+        os.write(2, f"{sentence}\n".encode())
 
 
 def main() -> int:

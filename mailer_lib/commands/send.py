@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mailer_lib.dispatch.summary import ApprovalSummary
     from mailer_lib.dispatch.watch import Glance
+    from mailer_lib.settings import Settings
 
 app = typer.Typer(help="Launch, approve, watch, pause and stop sends.")
 
@@ -145,7 +146,7 @@ def _run(
 def status(ref: Ref) -> None:
     """Where a send stands, now."""
     with open_context() as context:
-        console().print(_view(_glance(context.engine, ref)))
+        console().print(_view(_glance(context.engine, context.settings, ref)))
 
 
 @app.command("list")
@@ -174,13 +175,13 @@ def watch(ref: Ref) -> None:
         if output.is_terminal:
             with Live(console=output, auto_refresh=False) as live:
                 while True:
-                    seen = _glance(context.engine, ref)
+                    seen = _glance(context.engine, context.settings, ref)
                     live.update(_view(seen), refresh=True)
                     if seen.send.state in FINAL:
                         return
                     time.sleep(LOOK_EVERY_S)
         while True:
-            seen = _glance(context.engine, ref)
+            seen = _glance(context.engine, context.settings, ref)
             output.print(_line(seen))
             if seen.send.state in FINAL:
                 return
@@ -305,10 +306,10 @@ def _find(context: CommandContext, ref: str) -> Any:
         return find_send(connection, ref)
 
 
-def _glance(engine: "Engine", ref: str) -> "Glance":
+def _glance(engine: "Engine", settings: "Settings", ref: str) -> "Glance":
     from mailer_lib.dispatch.watch import glance
 
-    return glance(engine, ref)
+    return glance(engine, settings, ref)
 
 
 def _ask(question: str) -> bool:
@@ -337,10 +338,10 @@ def _line(seen: "Glance") -> str:
 
     done = " ".join(f"{outcome}={seen.outcomes.get(outcome, 0)}" for outcome in Outcome)
     eta = f", {duration(seen.eta_s)} left" if seen.eta_s is not None else ""
+    slowest = next((f", {p.provider} last ({p.bound_by})" for p in seen.by_provider if p.eta_s is not None), "")
     waits = "; ".join(f"{s.server}.{s.slot} {s.state}: {s.reason}" for s in seen.slots if s.reason)
-    return (
-        f"{seen.send.ref} {seen.send.state}: {seen.left} of {seen.frozen} to go, {seen.per_s:.0f}/s{eta} {done} {waits}"
-    )
+    to_go = f"{seen.left} of {seen.frozen} to go, {seen.per_s:.0f}/s{eta}{slowest}"
+    return f"{seen.send.ref} {seen.send.state}: {to_go} {done} {waits}"
 
 
 def _view(seen: "Glance") -> Group:
@@ -367,4 +368,8 @@ def _view(seen: "Glance") -> Group:
             str(slot.deferred),
             slot.reason,
         )
-    return Group(head, slots) if seen.slots else Group(head)
+    providers = Table("provider", "to go", "of", "done in", "bound by")
+    for one in seen.by_provider:
+        eta = duration(one.eta_s) if one.eta_s is not None else ""
+        providers.add_row(one.provider, f"{one.left:,}", f"{one.frozen:,}", eta, one.bound_by)
+    return Group(head, *(table for table in (providers, slots) if table.rows))

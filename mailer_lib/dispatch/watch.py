@@ -1,16 +1,34 @@
 """A running send at a glance: counts from the leases, rates and reasons from the slots' last words. Only reads."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from sqlalchemy import Connection, Engine, func, select
 
+from mailer_lib.audience import manifest as manifests
+from mailer_lib.audience.published import published
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import leases, rollups_hourly, shards
+from mailer_lib.dispatch.forecast import Capacity, capacity_of, forecast
 from mailer_lib.dispatch.plan import LIVE_FOR
 from mailer_lib.dispatch.sends import SendRecord, find_send
 from mailer_lib.dispatch.slot_report import SlotRow, slot_rows
 from mailer_lib.dispatch.summary import newest_snapshot
+from mailer_lib.settings import Settings
+from mailer_lib.shard.store import StorePath
 from mailer_lib.terms import Outcome
+
+
+@dataclass(frozen=True)
+class ProviderLeft:
+    """Of one mailbox provider. ``eta_s`` None: nothing moves at this moment."""
+
+    provider: str
+    frozen: int
+    left: int
+    eta_s: float | None
+    bound_by: str  # what decides when it is done, as in forecast.py; empty while nothing moves
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,9 @@ class Glance:
     deferrals: int
     slots: list[SlotRow]
     live: frozenset[tuple[int, int]]  # (server_id, slot) that spoke in the last seconds
+    frozen_by_provider: Mapping[str, int]
+    settled_by_provider: Mapping[str, int]
+    capacity: Capacity  # of the sending pool, as the forecast has it
 
     @property
     def left(self) -> int:
@@ -38,10 +59,26 @@ class Glance:
         """Seconds until nothing is left at this rate; None while nothing moves."""
         return self.left / self.per_s if self.per_s > 0 else None
 
+    @property
+    def by_provider(self) -> list[ProviderLeft]:
+        """Who has messages left, the last to be done first: the forecast anew, at the rate of this moment."""
+        frozen = self.frozen_by_provider
+        left = {name: max(0, count - self.settled_by_provider.get(name, 0)) for name, count in frozen.items()}
+        left = {name: count for name, count in left.items() if count}
+        if self.per_s <= 0:
+            return [ProviderLeft(name, frozen[name], count, None, "") for name, count in sorted(left.items())]
+        expected = forecast(left, replace(self.capacity, per_s=self.per_s))
+        return [
+            ProviderLeft(p.provider, frozen[p.provider], p.messages, _finite(p.done_after_s), p.bound_by)
+            for p in expected.by_provider
+        ]
 
-def glance(engine: Engine, ref: str) -> Glance:
-    """Raises:
-    SendError: there is no such send.
+
+def glance(engine: Engine, settings: Settings, ref: str) -> Glance:
+    """
+    Raises:
+        SendError: there is no such send.
+        SnapshotError, OSError: a manifest of the send can't be read.
     """
     with read(engine) as connection:
         send = find_send(connection, ref)
@@ -53,6 +90,13 @@ def glance(engine: Engine, ref: str) -> Glance:
             )
         ).one()
         slots = slot_rows(connection, send.id)
+        phases = published(connection, settings, send.campaign, send.edition)
+        settled = settled_by_provider(connection, send.id)
+        capacity = capacity_of(connection, send)
+    by_provider: dict[str, int] = {}
+    for phase in phases:
+        for name, count in _frozen_by_provider(phase.folder, phase.manifest_sha256).items():
+            by_provider[name] = by_provider.get(name, 0) + count
     at = now()
     return Glance(
         send=send,
@@ -62,7 +106,20 @@ def glance(engine: Engine, ref: str) -> Glance:
         deferrals=int(sums[-1] or 0),
         slots=slots,
         live=frozenset((s.server_id, s.slot) for s in slots if at - s.at < LIVE_FOR),
+        frozen_by_provider=by_provider,
+        settled_by_provider=settled,
+        capacity=capacity,
     )
+
+
+@lru_cache(maxsize=64)
+def _frozen_by_provider(folder: StorePath, manifest_sha256: str) -> Mapping[str, int]:
+    """Of one phase; whoever looks once a second needn't read a thousand shards' checksums each time."""
+    return manifests.load(folder).counts.by_provider
+
+
+def _finite(seconds: float) -> float | None:
+    return None if seconds == float("inf") else seconds
 
 
 def settled_by_provider(connection: Connection, send_id: int) -> dict[str, int]:
