@@ -4,7 +4,7 @@ PY = .venv/bin/python
 export MAILFLEET_HOME ?= $(CURDIR)/.demo/home
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint fmt bench bench-audience lock setup setup-demo clean
+.PHONY: help demo up down test lint fmt bench bench-audience fleet lock setup setup-demo clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ bench: setup  ## measure against peers and limits in the same run; exit 1 when a
 
 bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed
 	$(PY) -m bench.audience
+
+fleet: setup  ## bare Debian hosts and mailbox providers on this machine, to play with (root); Ctrl-C ends it
+	$(PY) -m tests.hosts
 
 lock: setup  ## resolve pyproject.toml into the three hashed locks
 	$(PY) .ci/lock.py
