@@ -160,11 +160,11 @@ class JobBuilder:
         with (self.path / "suppressions.log").open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
-    def start(self) -> "subprocess.Popen[bytes]":
+    def start(self, module: str = "mailer_lib.agent") -> "subprocess.Popen[bytes]":
         """The shipped command, as a separate process."""
         with (self.path / "stderr.log").open("ab") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "mailer_lib.agent", str(self.path)],
+                [sys.executable, "-m", module, str(self.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
