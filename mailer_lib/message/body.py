@@ -8,7 +8,7 @@ from typing import Any
 
 from mailer_lib.message import mime
 from mailer_lib.message.bundle import BundleVariant
-from mailer_lib.message.islands import Island, Islands, PureIsland, Static, UrlForm, compile_islands
+from mailer_lib.message.islands import Island, Islands, PureIsland, Render, Static, UrlForm, compile_islands
 from mailer_lib.message.language import TemplateLanguage
 from mailer_lib.message.memo import Memo
 
@@ -37,10 +37,17 @@ class Body:
         self._subject = compile_islands(text_language, variant.subject, constants, {})
         self._segments: list[bytes] = []
         self._slots: list[tuple[int, TokenName]] = []
-        self._memos: list[tuple[int, Memo]] = []
-        self._text_places = self._add_part(f"--{boundary}", "text/plain", self._text)
-        self._html_places = self._add_part(f"--{boundary}", "text/html", self._html)
+        pure: dict[tuple[str, ...], list[tuple[Render, list[int]]]] = {}
+        self._text_places = self._add_part(f"--{boundary}", "text/plain", self._text, pure)
+        self._html_places = self._add_part(f"--{boundary}", "text/html", self._html, pure)
         self._add_raw(f"--{boundary}--\r\n")
+        self._memos = [
+            (
+                Memo(fields, tuple(render for render, _ in parts), _encoded),
+                tuple(place for _, places in parts for place in places),
+            )
+            for fields, parts in pure.items()
+        ]
         self.static_bytes = sum(map(len, self._segments))
         self.variables = frozenset().union(self._text.variables, self._html.variables, self._subject.variables)
 
@@ -56,18 +63,27 @@ class Body:
             for place, value in zip(places, islands.render(variables), strict=True):
                 segments[place] = _encoded(value)
         contact = variables["contact"].data
-        for place, memo in self._memos:
-            segments[place] = memo.value(contact, variables)
+        for memo, places_of_it in self._memos:
+            for place, encoded in zip(places_of_it, memo.values(contact, variables), strict=True):
+                segments[place] = encoded
         for place, name in self._slots:
             segments[place] = tokens[name]
         return self._subject.text(variables), b"".join(segments)
 
-    def _add_part(self, delimiter: str, content_type: str, islands: Islands) -> list[int]:
+    def _add_part(
+        self,
+        delimiter: str,
+        content_type: str,
+        islands: Islands,
+        pure: dict[tuple[str, ...], list[tuple[Render, list[int]]]],
+    ) -> list[int]:
+        """Add the part's segments, and to ``pure`` its renders with their places; returns the other islands' places."""
         self._add_raw(
             f"{delimiter}\r\nContent-Type: {content_type}; charset=utf-8\r\n"
             "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
         )
         places = []
+        pure_places: dict[tuple[str, ...], list[int]] = {fields: [] for fields in islands.pure}
         segments = list(islands.segments)
         ending = ""
         if segments and isinstance(last := segments[-1], Static):
@@ -82,10 +98,12 @@ class Body:
             if isinstance(segment, Island):
                 places.append(place)
             elif isinstance(segment, PureIsland):
-                self._memos.append((place, Memo(segment.fields, segment.render, _encoded)))
+                pure_places[segment.fields].append(place)
             else:
                 self._slots.append((place, (segment.name, segment.number)))
         self._segments.append(mime.quoted_printable(ending, last=True) + b"\r\n")  # this CRLF is the delimiter's
+        for fields, render in islands.pure.items():
+            pure.setdefault(fields, []).append((render, pure_places[fields]))
         return places
 
     def _add_raw(self, text: str) -> None:

@@ -112,6 +112,9 @@ class MessageBuilder:
             for variant in bundle.variants
         )
         self._wanted = tuple(tuple(dict.fromkeys((_UNSUBSCRIBE, *body.token_names))) for body in self._bodies)
+        self._heads = tuple(
+            self._tokens.heads((_KINDS[name], number) for name, number in wanted) for wanted in self._wanted
+        )
         self._headers = HeaderBlock(bundle, boundary)
         self._signer = None
         if dkim_key_pem is not None:
@@ -182,10 +185,10 @@ class MessageBuilder:
 
     def _render_body(self, recipient: Recipient) -> tuple[str, bytes, dict[TokenName, bytes]]:
         content = self._body_of(recipient)
-        sign, contact_id, key = self._tokens.sign, recipient.contact_id, recipient.message_key
+        heads = self._heads[recipient.variant]
+        made = self._tokens.sign_all(heads, recipient.contact_id, recipient.message_key)
         signed = {
-            name: sign(_KINDS[name[0]], contact_id, key, name[1]) + mime.SOFT_BREAK
-            for name in self._wanted[recipient.variant]
+            name: token + mime.SOFT_BREAK for name, token in zip(self._wanted[recipient.variant], made, strict=True)
         }
         try:
             subject, body = content.build(self._variables(recipient, content.variables), signed)
