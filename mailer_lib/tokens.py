@@ -94,7 +94,8 @@ class Signer:
 
     def sign_all(self, heads: Iterable[bytes], contact_id: int, message_key: bytes) -> list[bytes]:
         """A token for each head, as ``sign`` makes it: 45 bytes are 60 characters, so all are coded as one."""
-        tail, begun, raw = _TAIL.pack(contact_id, message_key), self._mac, []
+        tail, begun = _TAIL.pack(contact_id, message_key), self._mac
+        raw: list[bytes] = []
         for head in heads:
             mac = begun.copy()
             mac.update(payload := head + tail)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError
@@ -141,7 +142,7 @@ class MessageBuilder:
         raw, canonical = self._headers.make(
             date=self._date,
             to=mime.mailbox(_display_name(recipient), address, len("To: ")),
-            subject=mime.unstructured(subject, len("Subject: ")),
+            subject=_subject_header(subject),
             message_id=message_id,
             unsubscribe_url=self._urls["unsubscribe_url"].before + signed[_UNSUBSCRIBE][:-3].decode(),
             message_key=key,
@@ -251,6 +252,11 @@ def constant_variables(bundle: Bundle) -> dict[str, Any]:
         "list_title": bundle.list_title,
         "postal_address": bundle.postal_address,
     }
+
+
+@lru_cache(maxsize=2048)
+def _subject_header(subject: str) -> str:
+    return mime.unstructured(subject, len("Subject: "))
 
 
 def _display_name(recipient: Recipient) -> str:

@@ -71,6 +71,7 @@ class Islands:
     segments: tuple[Segment, ...]
     render: Render  # of the islands
     pure: Mapping[tuple[str, ...], Render]  # of the pure islands, by their fields
+    bare: frozenset[tuple[str, ...]]  # those that are nothing but ``{{ contact.x }}``, once or several times
     variables: frozenset[str]  # what ``render`` looks up
 
     def text(self, variables: dict[str, Any]) -> str:
@@ -165,7 +166,8 @@ def compile_islands(
     tree.set_environment(language)
     used = frozenset(find_undeclared_variables(tree)) if count else frozenset()
     renders = {fields: _joined(language, parts) for fields, parts in pure.items()}
-    return Islands(tuple(segments), _renderer(language, tree, count), renders, used)
+    bare = frozenset(fields for fields, parts in pure.items() if all(_is_bare(part) for part in parts))
+    return Islands(tuple(segments), _renderer(language, tree, count), renders, bare, used)
 
 
 def _pieces(tree: nodes.Template) -> list[nodes.Node]:
@@ -206,6 +208,14 @@ def _token_slot(node: nodes.Node) -> TokenSlot | None:
     return None
 
 
+def _is_bare(island: list[nodes.Node]) -> bool:
+    """``{{ contact.x }}`` and nothing else."""
+    if len(island) != 1 or not isinstance(island[0], nodes.Output):
+        return False
+    field = island[0].nodes[0]
+    return isinstance(field, nodes.Getattr) and isinstance(field.node, nodes.Name) and field.node.name == "contact"
+
+
 def _stored_names(tree: nodes.Template) -> frozenset[str]:
     """Every name that the template gives a meaning of its own anywhere."""
     names = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
@@ -237,7 +247,7 @@ class _Steady:
             return ()
         names = set(contact_fields(whole))
         filters = {part.name for part in whole.find_all(nodes.Filter)}
-        if None in names or names & _ALWAYS_NEW or "random" in filters:
+        if None in names or (names & _ALWAYS_NEW and not _is_bare(island)) or "random" in filters:
             return ()
         if filters & _BY_LOCALE:
             names.add("locale")

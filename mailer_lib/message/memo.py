@@ -14,11 +14,21 @@ MAX_BYTES = 2048  # of one value; larger ones aren't kept
 
 
 class Memo:
-    """Those of one tuple of ``fields``: ``renders`` and ``encode`` are asked when the fields' values are new."""
+    """Those of one tuple of ``fields``: ``renders`` and ``encode`` are asked when the fields' values are new.
 
-    __slots__ = ("_cache", "_encode", "_fields", "_renders", "_single")
+    ``bare``: each island is nothing but the one field, so a text needs no rendering, only this escaping of each.
+    """
 
-    def __init__(self, fields: tuple[str, ...], renders: tuple[Render, ...], encode: Callable[[str], bytes]) -> None:
+    __slots__ = ("_bare", "_cache", "_encode", "_fields", "_renders", "_single")
+
+    def __init__(
+        self,
+        fields: tuple[str, ...],
+        renders: tuple[Render, ...],
+        encode: Callable[[str], bytes],
+        bare: tuple[Callable[[str], str], ...] = (),
+    ) -> None:
+        self._bare = bare
         self._fields = fields
         self._single = fields[0] if len(fields) == 1 else None
         self._renders = renders
@@ -40,7 +50,10 @@ class Memo:
         except TypeError:  # a list, say: nothing to look up
             return self._made(variables)
         if found is None:
-            found = self._made(variables)
+            if self._bare and key.__class__ is str:
+                found = [self._encode(escape(key)) for escape in self._bare]
+            else:
+                found = self._made(variables)
             if max(map(len, found)) <= MAX_BYTES:
                 if len(self._cache) >= MAX_VALUES:
                     self._cache.clear()

@@ -42,3 +42,10 @@ def test_memory_is_bounded() -> None:
 
 def test_a_list_is_no_key() -> None:
     assert Memo(("x",), (lambda _: ["text"],), str.encode).values({"x": [1]}, {}) == [b"text"]
+
+
+def test_a_bare_field_is_escaped_instead_of_rendered_and_only_text_is_bare() -> None:
+    memo = Memo(("x",), (lambda _: ["rendered", "rendered"],), str.encode, (str.upper, str))
+
+    assert [memo.values({"x": "ab"}, {}) for _ in range(2)] == [[b"AB", b"ab"]] * 2
+    assert memo.values({"x": 5}, {}) == memo.values({}, {}) == [b"rendered", b"rendered"]
