@@ -4,7 +4,7 @@ PY = .venv/bin/python
 export MAILFLEET_HOME ?= $(CURDIR)/.demo/home
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint fmt bench bench-audience fleet lock setup setup-demo clean
+.PHONY: help demo up down test lint fmt bench bench-dispatch bench-audience fleet lock setup setup-demo clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
@@ -32,7 +32,9 @@ fmt: setup  ## format, and fix what ruff can
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
 
-bench: setup  ## measure against peers and limits in the same run; exit 1 when a bar is missed
+bench: bench-dispatch  ## the same as bench-dispatch
+
+bench-dispatch: setup  ## the agent against peers and limits in the same run: N=20000 recipients; exit 1 when a bar is missed
 	$(PY) -m bench.dispatch
 
 bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed

@@ -1,25 +1,33 @@
-// nodemailer's pool with DKIM: the peer of bench/dispatch.py. Prints one line of JSON.
-// usage: node nodemailer_pool.cjs MODULES PORT COUNT KEY.pem MESSAGE.json
+// nodemailer's pool, the peer of bench/dispatch.py. Prints one line of JSON.
+// usage: node nodemailer_pool.cjs MODULES PORT COUNT dkim|raw KEY.pem MESSAGES.json
+// dkim: it composes and signs each message from subject, html and text; raw: it hands over finished bytes, unsigned.
 const fs = require("fs");
 const path = require("path");
-const [modules, port, count, keyFile, messageFile] = process.argv.slice(2);
+const [modules, port, count, way, keyFile, messagesFile] = process.argv.slice(2);
 const nodemailer = require(path.join(modules, "nodemailer"));
 const version = require(path.join(modules, "nodemailer", "package.json")).version;
-const message = JSON.parse(fs.readFileSync(messageFile));
+const { domain, selector, from, messages } = JSON.parse(fs.readFileSync(messagesFile));
+for (const message of messages) message.raw = Buffer.from(message.raw, "latin1");
 
 const transport = nodemailer.createTransport({
   pool: true, host: "127.0.0.1", port: Number(port), secure: false, ignoreTLS: true,
   maxConnections: 4, maxMessages: Infinity,
-  dkim: { domainName: message.domain, keySelector: message.selector, privateKey: fs.readFileSync(keyFile, "utf8") },
+  dkim: way === "dkim"
+    ? { domainName: domain, keySelector: selector, privateKey: fs.readFileSync(keyFile, "utf8") } : undefined,
 });
 
-const send = (number) => transport.sendMail({
-  from: message.from, to: `person${number}@other.example`, subject: message.subject,
-  html: message.html, text: message.text,
-  headers: {
-    "List-Unsubscribe": "<http://127.0.0.1:8025/u/x>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
-  },
-});
+const send = (number) => {
+  const message = messages[number % messages.length];
+  if (way === "raw") {
+    return transport.sendMail({ envelope: { from: message.sender, to: message.to }, raw: message.raw });
+  }
+  return transport.sendMail({
+    from, to: message.to, subject: message.subject, html: message.html, text: message.text,
+    headers: {
+      "List-Unsubscribe": message.unsubscribe, "List-Unsubscribe-Post": "List-Unsubscribe=One-Click",
+    },
+  });
+};
 
 (async () => {
   await Promise.all(Array.from({ length: 20 }, (_, i) => send(i))); // warm up: connections, compiler

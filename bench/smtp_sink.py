@@ -20,6 +20,14 @@ class SmtpSink:
     libraries: Path | None
     version: str
 
+    def program_beside(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Another program of the same package, and the environment that it needs."""
+        return [str(self.program.with_name(name))], self._environment()
+
+    def _environment(self) -> dict[str, str]:
+        libraries = {} if self.libraries is None else {"LD_LIBRARY_PATH": str(self.libraries)}
+        return {**os.environ, **libraries}
+
     @contextmanager
     def serve(self, dump_folder: Path | None = None) -> Iterator[int]:
         """Listen on a free port of the loopback; with ``dump_folder`` each message is kept in a file."""
@@ -28,12 +36,9 @@ class SmtpSink:
         if dump_folder is not None:
             command += ["-d", f"{dump_folder}/%M."]
         command += [f"127.0.0.1:{port}", "256"]
-        environment = dict(os.environ)
-        if self.libraries is not None:
-            environment["LD_LIBRARY_PATH"] = str(self.libraries)
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=self._environment(), stdin=subprocess.DEVNULL)
         try:
-            _wait_for(port)
+            wait_for(port)
             yield port
         finally:
             process.terminate()
@@ -59,7 +64,7 @@ def _package_version() -> str:
     return found.stdout.strip()
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
     deadline = time.monotonic() + 10
     while True:
         try:

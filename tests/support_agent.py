@@ -161,9 +161,9 @@ class JobBuilder:
         with (self.path / "suppressions.log").open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
-    def start(self, boot_id: str | None = None) -> "subprocess.Popen[bytes]":
+    def start(self, module: str = "mailer_lib.agent", boot_id: str | None = None) -> "subprocess.Popen[bytes]":
         """The shipped command, as a separate process; root may let it see another boot of the machine."""
-        command = [sys.executable, "-m", "mailer_lib.agent", str(self.path)]
+        command = [sys.executable, "-m", module, str(self.path)]
         if boot_id is not None:
             file = self.path / f"{boot_id}.boot"
             file.write_text(f"{boot_id}\n")

@@ -148,6 +148,13 @@ def test_the_signer_for_many_messages_makes_the_same_tokens(token: Token) -> Non
     for _ in range(2):  # the prepared hash isn't used up
         made = signer.sign(token.kind, token.contact_id, token.message_key, token.link)
         assert made.decode() == sign(key, token)
+    heads = signer.heads([(token.kind, token.link), (TokenKind.OPEN, 0), (token.kind, token.link)])
+    assert signer.sign_all(heads, token.contact_id, token.message_key) == [
+        made,
+        signer.sign(TokenKind.OPEN, token.contact_id, token.message_key),
+        made,
+    ]
+    assert signer.sign_all((), token.contact_id, token.message_key) == []
     assert signer.verp_local_part(token.message_key) == verp_local_part(key, token.send_id, token.message_key)
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Builder(Protocol):
-    """``message.builder.MessageBuilder``."""
+    """``message.builder.MessageBuilder``: what it builds has CRLF lines, none of which begins with a dot."""
 
     def build(self, recipient: Recipient) -> BuiltMessage: ...
 
@@ -250,7 +250,7 @@ class Backlog:
             return None
         lease.states[row] = RowState.BUSY
         data = built.data
-        envelope = Envelope(built.envelope_from, built.envelope_to, len(data), not data.isascii())
+        envelope = Envelope(built.envelope_from, built.envelope_to, len(data), not data.isascii(), dotless=True)
         return Outgoing(lease, row, recipient, lease.attempts.get(row, 0) + 1, envelope, data)
 
     # What became of it

@@ -118,7 +118,9 @@ class LedgerDelta(NamedTuple):
 
 def clean(text: str) -> str:
     """Text that fits a field: one line, no tab, at most 400 characters."""
-    return _UNWRITABLE.sub(" ", text)[:_TEXT_CHARS].strip()
+    if not text.isprintable():
+        text = _UNWRITABLE.sub(" ", text)
+    return text[:_TEXT_CHARS].strip()
 
 
 def encode(record: Record) -> bytes:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError
@@ -112,6 +113,9 @@ class MessageBuilder:
             for variant in bundle.variants
         )
         self._wanted = tuple(tuple(dict.fromkeys((_UNSUBSCRIBE, *body.token_names))) for body in self._bodies)
+        self._heads = tuple(
+            self._tokens.heads((_KINDS[name], number) for name, number in wanted) for wanted in self._wanted
+        )
         self._headers = HeaderBlock(bundle, boundary)
         self._signer = None
         if dkim_key_pem is not None:
@@ -138,7 +142,7 @@ class MessageBuilder:
         raw, canonical = self._headers.make(
             date=self._date,
             to=mime.mailbox(_display_name(recipient), address, len("To: ")),
-            subject=mime.unstructured(subject, len("Subject: ")),
+            subject=_subject_header(subject),
             message_id=message_id,
             unsubscribe_url=self._urls["unsubscribe_url"].before + signed[_UNSUBSCRIBE][:-3].decode(),
             message_key=key,
@@ -182,10 +186,10 @@ class MessageBuilder:
 
     def _render_body(self, recipient: Recipient) -> tuple[str, bytes, dict[TokenName, bytes]]:
         content = self._body_of(recipient)
-        sign, contact_id, key = self._tokens.sign, recipient.contact_id, recipient.message_key
+        heads = self._heads[recipient.variant]
+        made = self._tokens.sign_all(heads, recipient.contact_id, recipient.message_key)
         signed = {
-            name: sign(_KINDS[name[0]], contact_id, key, name[1]) + mime.SOFT_BREAK
-            for name in self._wanted[recipient.variant]
+            name: token + mime.SOFT_BREAK for name, token in zip(self._wanted[recipient.variant], made, strict=True)
         }
         try:
             subject, body = content.build(self._variables(recipient, content.variables), signed)
@@ -248,6 +252,11 @@ def constant_variables(bundle: Bundle) -> dict[str, Any]:
         "list_title": bundle.list_title,
         "postal_address": bundle.postal_address,
     }
+
+
+@lru_cache(maxsize=2048)
+def _subject_header(subject: str) -> str:
+    return mime.unstructured(subject, len("Subject: "))
 
 
 def _display_name(recipient: Recipient) -> str:

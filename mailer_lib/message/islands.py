@@ -7,12 +7,12 @@ NUL can't come from data (``builder`` strips it), and a NUL made by the template
 
 Most islands cost less than that. What depends only on the send (``campaign``, ``list_title``, ``postal_address``) is
 folded into the static text here; a bare ``{{ unsubscribe_url }}`` or ``{{ link(3) }}`` becomes a ``TokenSlot``, filled
-without Jinja2; and what is a function of a few fields of the contact becomes a ``PureIsland``, whose values are kept
-(``memo``).
+without Jinja2; and what is a function of a few fields of the contact becomes a ``PureIsland``. Those of the same fields
+are rendered in one go, and their values kept (``memo``).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from jinja2 import Template, nodes
@@ -59,21 +59,25 @@ class PureIsland:
     """Depends on these fields of the contact, and on nothing else that differs between recipients."""
 
     fields: tuple[str, ...]
-    render: Callable[[dict[str, Any]], str] = field(compare=False)
+    index: int  # into the values that ``Islands.pure[fields]`` returns
 
 
 Segment: TypeAlias = Static | TokenSlot | Island | PureIsland
+Render: TypeAlias = Callable[[dict[str, Any]], list[str]]  # variables (globals of the language included) → values
 
 
 @dataclass(frozen=True)
 class Islands:
     segments: tuple[Segment, ...]
-    render: Callable[[dict[str, Any]], list[str]]  # variables (globals of the language included) → island values
+    render: Render  # of the islands
+    pure: Mapping[tuple[str, ...], Render]  # of the pure islands, by their fields
+    bare: frozenset[tuple[str, ...]]  # those that are nothing but ``{{ contact.x }}``, once or several times
     variables: frozenset[str]  # what ``render`` looks up
 
     def text(self, variables: dict[str, Any]) -> str:
         """The whole as text, for a template that was compiled without token slots."""
         values = self.render(variables)
+        pure = {fields: render(variables) for fields, render in self.pure.items()}
         out = []
         for segment in self.segments:
             if isinstance(segment, Static):
@@ -81,7 +85,7 @@ class Islands:
             elif isinstance(segment, Island):
                 out.append(values[segment.index])
             elif isinstance(segment, PureIsland):
-                out.append(segment.render(variables))
+                out.append(pure[segment.fields][segment.index])
         return "".join(out)
 
 
@@ -116,14 +120,15 @@ def compile_islands(
     segments: list[Segment] = []
     body: list[nodes.Node] = []
     open_island: list[nodes.Node] = []
+    pure: dict[tuple[str, ...], list[list[nodes.Node]]] = {}
     count = 0
 
     def close() -> None:
         nonlocal count
         if open_island and (fields := steady.fields(open_island)):
-            whole = nodes.Template(list(open_island), lineno=1)
-            whole.set_environment(language)
-            segments.append(PureIsland(fields, _whole(language, whole)))
+            parts = pure.setdefault(fields, [])
+            segments.append(PureIsland(fields, len(parts)))
+            parts.append(list(open_island))
             open_island.clear()
         elif open_island:
             if count:
@@ -160,7 +165,9 @@ def compile_islands(
     tree.body = body
     tree.set_environment(language)
     used = frozenset(find_undeclared_variables(tree)) if count else frozenset()
-    return Islands(tuple(segments), _renderer(language, tree, count), used)
+    renders = {fields: _joined(language, parts) for fields, parts in pure.items()}
+    bare = frozenset(fields for fields, parts in pure.items() if all(_is_bare(part) for part in parts))
+    return Islands(tuple(segments), _renderer(language, tree, count), renders, bare, used)
 
 
 def _pieces(tree: nodes.Template) -> list[nodes.Node]:
@@ -201,6 +208,14 @@ def _token_slot(node: nodes.Node) -> TokenSlot | None:
     return None
 
 
+def _is_bare(island: list[nodes.Node]) -> bool:
+    """``{{ contact.x }}`` and nothing else."""
+    if len(island) != 1 or not isinstance(island[0], nodes.Output):
+        return False
+    field = island[0].nodes[0]
+    return isinstance(field, nodes.Getattr) and isinstance(field.node, nodes.Name) and field.node.name == "contact"
+
+
 def _stored_names(tree: nodes.Template) -> frozenset[str]:
     """Every name that the template gives a meaning of its own anywhere."""
     names = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
@@ -232,7 +247,7 @@ class _Steady:
             return ()
         names = set(contact_fields(whole))
         filters = {part.name for part in whole.find_all(nodes.Filter)}
-        if None in names or names & _ALWAYS_NEW or "random" in filters:
+        if None in names or (names & _ALWAYS_NEW and not _is_bare(island)) or "random" in filters:
             return ()
         if filters & _BY_LOCALE:
             names.add("locale")
@@ -259,20 +274,17 @@ class _Steady:
         return None if SEPARATOR in text else text
 
 
-def _whole(language: TemplateLanguage, tree: nodes.Template) -> Callable[[dict[str, Any]], str]:
-    template = Template.from_code(language, language.compile(tree), {})
-    root, new_context = template.root_render_func, template.new_context
-
-    def render(variables: dict[str, Any]) -> str:
-        text = "".join(root(new_context(variables, shared=True)))
-        if SEPARATOR in text:
-            raise TemplateProblemError("the template made a NUL character")
-        return text
-
-    return render
+def _joined(language: TemplateLanguage, parts: list[list[nodes.Node]]) -> Render:
+    """Pure islands as one template: none of them leaves anything behind that another one could see."""
+    body = list(parts[0])
+    for part in parts[1:]:
+        body += [nodes.Output([nodes.TemplateData(SEPARATOR)]), *part]
+    whole = nodes.Template(body, lineno=1)
+    whole.set_environment(language)
+    return _renderer(language, whole, len(parts))
 
 
-def _renderer(language: TemplateLanguage, tree: nodes.Template, count: int) -> Callable[[dict[str, Any]], list[str]]:
+def _renderer(language: TemplateLanguage, tree: nodes.Template, count: int) -> Render:
     if not count:
         return lambda variables: []
     template = Template.from_code(language, language.compile(tree), {})

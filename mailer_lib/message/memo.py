@@ -1,4 +1,4 @@
-"""Islands that are a function of a few fields: rendered and encoded once for each combination of values.
+"""Islands that are functions of the same few fields: rendered and encoded once for each combination of values.
 
 Most recipients share most values (a tier, a city, a favourite category), so a look-up does what Jinja2, escaping and
 encoding would do again. Values are told apart by type too: ``True`` and ``1`` are the same key, but not the same text.
@@ -7,26 +7,36 @@ encoding would do again. Values are told apart by type too: ``True`` and ``1`` a
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mailer_lib.message.islands import Render
+
 MAX_VALUES = 2048
 MAX_BYTES = 2048  # of one value; larger ones aren't kept
 
 
 class Memo:
-    """One such island: ``fields`` are read, ``render`` and ``encode`` are asked when they are new."""
+    """Those of one tuple of ``fields``: ``renders`` and ``encode`` are asked when the fields' values are new.
 
-    __slots__ = ("_cache", "_encode", "_fields", "_render", "_single")
+    ``bare``: each island is nothing but the one field, so a text needs no rendering, only this escaping of each.
+    """
+
+    __slots__ = ("_bare", "_cache", "_encode", "_fields", "_renders", "_single")
 
     def __init__(
-        self, fields: tuple[str, ...], render: Callable[[dict[str, Any]], str], encode: Callable[[str], bytes]
+        self,
+        fields: tuple[str, ...],
+        renders: tuple[Render, ...],
+        encode: Callable[[str], bytes],
+        bare: tuple[Callable[[str], str], ...] = (),
     ) -> None:
+        self._bare = bare
         self._fields = fields
         self._single = fields[0] if len(fields) == 1 else None
-        self._render = render
+        self._renders = renders
         self._encode = encode
-        self._cache: dict[Any, bytes] = {}
+        self._cache: dict[Any, list[bytes]] = {}
 
-    def value(self, contact: Mapping[str, Any], variables: dict[str, Any]) -> bytes:
-        """The encoded island. Raises what the template raises."""
+    def values(self, contact: Mapping[str, Any], variables: dict[str, Any]) -> list[bytes]:
+        """The encoded islands, in the order of ``renders``. Raises what the template raises."""
         key: Any
         if self._single is not None:
             key = contact.get(self._single)
@@ -38,11 +48,17 @@ class Memo:
         try:
             found = self._cache.get(key)
         except TypeError:  # a list, say: nothing to look up
-            return self._encode(self._render(variables))
+            return self._made(variables)
         if found is None:
-            found = self._encode(self._render(variables))
-            if len(found) <= MAX_BYTES:
+            if self._bare and key.__class__ is str:
+                found = [self._encode(escape(key)) for escape in self._bare]
+            else:
+                found = self._made(variables)
+            if max(map(len, found)) <= MAX_BYTES:
                 if len(self._cache) >= MAX_VALUES:
                     self._cache.clear()
                 self._cache[key] = found
         return found
+
+    def _made(self, variables: dict[str, Any]) -> list[bytes]:
+        return [self._encode(text) for render in self._renders for text in render(variables)]

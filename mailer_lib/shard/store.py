@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from mailer_lib.settings import Settings
-
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.fs import S3FileSystem
+
+    from mailer_lib.settings import Settings  # not for agents: it takes a tenth of a second to import
 
 _T = TypeVar("_T")
 DOCTOR_HINT = "; `mailfleet doctor` says what is reachable"
@@ -207,7 +207,7 @@ class S3Path:
 StorePath: TypeAlias = Path | S3Path
 
 
-def store(settings: Settings) -> StorePath:
+def store(settings: "Settings") -> StorePath:
     """The root of the snapshot store."""
     if settings.bucket is None:
         return settings.storage
@@ -227,7 +227,7 @@ def _region(*, has_endpoint: bool) -> str | None:
     return found or ("us-east-1" if has_endpoint else None)
 
 
-def store_path(settings: Settings, text: str) -> StorePath:
+def store_path(settings: "Settings", text: str) -> StorePath:
     """What ``str()`` made of a path of this store."""
     root = store(settings)
     if isinstance(root, Path):

@@ -63,7 +63,7 @@ def test_what_the_disk_lost_is_never_sent_again(tmp_path: Path, sink: SinkProces
     job = begun(tmp_path, sink)
     (grant,) = job.leases
     ledger = job.path / "ledgers" / grant.ledger_name
-    agent = job.start("boot-a")
+    agent = job.start(boot_id="boot-a")
     wait_for(lambda: len(job.outcomes()) >= moments.randrange(20, 120), job)
     kept = ledger.read_bytes()
     kept = kept[: len(kept) - moments.randrange(200)]  # the last line may be torn
@@ -74,11 +74,11 @@ def test_what_the_disk_lost_is_never_sent_again(tmp_path: Path, sink: SinkProces
     ledger.write_bytes(kept)
 
     job.control(limits=Limits(per_s=200), complete=False)
-    first = job.start("boot-b")
+    first = job.start(boot_id="boot-b")
     time.sleep(moments.random() * 0.5)  # it may die once more while it settles
     first.send_signal(signal.SIGKILL)
     first.wait()
-    agent = job.start("boot-b")
+    agent = job.start(boot_id="boot-b")
     finished(job, agent)
 
     received = Counter(message_ids(sink.maildir))
@@ -94,11 +94,11 @@ def test_what_the_disk_lost_is_never_sent_again(tmp_path: Path, sink: SinkProces
 
 def test_an_orderly_shutdown_leaves_no_doubt(tmp_path: Path, sink: SinkProcess) -> None:
     job = begun(tmp_path, sink)
-    agent = job.start("boot-a")
+    agent = job.start(boot_id="boot-a")
     wait_for(lambda: len(job.outcomes()) >= 50, job)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(30) == ExitCode.TERMINATED
-    agent = job.start("boot-b")
+    agent = job.start(boot_id="boot-b")
     finished(job, agent)
     assert Counter(job.outcomes().values()) == {Outcome.INJECTED: ROWS}
     assert Counter(message_ids(sink.maildir)).most_common(1)[0][1] == 1

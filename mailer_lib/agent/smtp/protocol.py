@@ -32,12 +32,14 @@ _SETUP_CODES = frozenset({421, 500, 501, 502, 503, 504, 530, 534, 535, 538})
 
 
 class Envelope(NamedTuple):
-    """Return path and recipient, without angle brackets; ``size`` in bytes; ``eight_bit``: the content isn't ASCII."""
+    """Return path and recipient, without angle brackets; ``size`` in bytes; ``eight_bit``: the content isn't ASCII;
+    ``dotless``: whoever made the content vouches that no line of it begins with a dot."""
 
     sender: str
     recipient: str
     size: int
     eight_bit: bool = False
+    dotless: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class SmtpSession(Generic[M]):
         if current is None:
             raise RuntimeError("no content is wanted")
         self._wanted = None
-        self._out += _chunk(data) if self.chunking else _dotted(data)
+        self._out += _chunk(data) if self.chunking else _dotted(data, current.envelope.dotless)
         current.content_sent = True
         self._awaited.append((Stage.DOT, current))
         events: list[Event[M]] = []
@@ -512,9 +514,10 @@ class SmtpSession(Generic[M]):
             self._break(_said("the server closes the connection", reply), events, reply)
 
 
-def _dotted(data: bytes) -> tuple[bytes, ...]:
-    """Content for DATA: leading dots doubled, the last dot after it (RFC 5321 §4.5.2)."""
-    if b"\r\n." in data or data[:1] == b".":
+def _dotted(data: bytes, dotless: bool) -> tuple[bytes, ...]:
+    """Content for DATA: leading dots doubled, the last dot after it (RFC 5321 §4.5.2). Looking for them in 40 KB takes
+    a tenth of what an unsigned message costs."""
+    if not dotless and (b"\r\n." in data or data[:1] == b"."):
         data = data.replace(b"\r\n.", b"\r\n..")
         if data[:1] == b".":
             data = b"." + data
