@@ -36,7 +36,7 @@ class Verdict(StrEnum):
 
     NOTHING = "nothing"  # no row waits for a decision
     WAITING = "waiting"
-    DECIDED = "decided"
+    DECIDED = "decided"  # and rows are there to be sent
     OVER = "over"  # stopped, expired, or ended
 
 
@@ -106,11 +106,11 @@ def look(engine: Engine, settings: Settings, send: SendRecord) -> Verdict:
     """
     if _is_over(send):
         return Verdict.OVER
-    if send.decided_variant is not None:
-        return Verdict.DECIDED
     with read(engine) as connection:
+        if send.decided_variant is not None:
+            return Verdict.DECIDED if _has_open_shard(connection, send.id) else Verdict.NOTHING
         waiting, at_work = _waiting(connection, send.id)
-    if not waiting or at_work:
+    if not waiting or at_work or send.state not in _BEGUN:
         return Verdict.NOTHING
     rule = _rule(engine, settings, send.id)
     if send.state != SendState.JUDGING:
@@ -137,6 +137,11 @@ def _is_over(send: SendRecord) -> bool:
 def _has_slice(connection: Connection, send_id: int) -> bool:
     sliced = exists().where(shards.c.send_id == send_id, shards.c.slice_rows.is_not(None))
     return bool(connection.scalar(select(sliced)))
+
+
+def _has_open_shard(connection: Connection, send_id: int) -> bool:
+    free = exists().where(shards.c.send_id == send_id, shards.c.state == ShardState.OPEN)
+    return bool(connection.scalar(select(free)))
 
 
 def _waiting(connection: Connection, send_id: int) -> tuple[int, int]:
