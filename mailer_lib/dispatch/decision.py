@@ -83,7 +83,7 @@ def _may_decide(send: SendRecord) -> None:
         how = "is being stopped" if send.state not in FINAL else f"is {send.state}"
         raise SendError(f"{send.ref} {how}; trigger it again, then decide")
     if send.state not in _BEGUN:
-        raise SendError(f"{send.ref} is {send.state}: its test slice isn't being sent yet; decide when it is")
+        raise SendError(f"{send.ref} is {send.state}; decide when its test slice is being sent, or was")
 
 
 def _bind(connection: Connection, send: SendRecord, number: int, variant: str, actor: str) -> None:

@@ -18,7 +18,8 @@ from mailer_lib.dispatch.forecast import capacity_of, forecast
 from mailer_lib.dispatch.lease import unsettled_rows
 from mailer_lib.dispatch.plan import slots_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
-from mailer_lib.message.campaign import STOP
+from mailer_lib.message.campaign import STOP, CampaignError
+from mailer_lib.message.compile import load_bundle
 from mailer_lib.message.preview_link import preview_link
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
@@ -206,11 +207,22 @@ def make_report(engine: Engine, settings: Settings, send: SendRecord) -> dict[st
         "ok": ok,
         "reason": None if ok else reason or f"{send.ref} is {send.state}",
         "books": books.as_dict(),
-        "markdown": _report_text(send, books, problems),
+        "markdown": _report_text(send, books, problems, _decided(settings, send)),
     }
 
 
-def _report_text(send: SendRecord, books: Books, problems: list[str]) -> str:
+def _decided(settings: Settings, send: SendRecord) -> list[str]:
+    """What the rest of a test slice got, and who decided so."""
+    if send.decided_variant is None or send.content_hash is None:
+        return []
+    try:
+        name = load_bundle(settings, send.content_hash).variants[send.decided_variant].name
+    except CampaignError:  # the frozen message is gone
+        name = f"number {send.decided_variant}"
+    return [f"The rest got variant {name}, as {send.decided_by} decided at {send.decided_at:%Y-%m-%d %H:%M} UTC."]
+
+
+def _report_text(send: SendRecord, books: Books, problems: list[str], decided: list[str]) -> str:
     lines = [f"## {send.ref}: {send.state}", ""]
     if send.reason:
         lines += [send.reason, ""]
@@ -226,6 +238,7 @@ def _report_text(send: SendRecord, books: Books, problems: list[str]) -> str:
         lines += [f"The first message was handed over after {max(0.0, first_s):.1f} s."]
     if send.approved_by:
         lines += [f"Approved by {send.approved_by}."]
+    lines += decided
     return "\n".join(lines)
 
 

@@ -149,7 +149,7 @@ def test_a_decision_is_bound_once_and_audited_with_who_and_when(world: World) ->
     ("values", "variant", "says"),
     [
         ({}, "C", "tested the variants A, B; there is none called 'C'"),
-        ({"state": SendState.AWAITING_APPROVAL}, "A", "isn't being sent yet"),
+        ({"state": SendState.AWAITING_APPROVAL}, "A", "is awaiting-approval; decide when its test slice is being sent"),
         ({"state": SendState.FINISHED}, "A", "is finished; trigger it again"),
         ({"control": "stop"}, "A", "is being stopped"),
     ],

@@ -95,7 +95,9 @@ def test_the_slice_is_sent_first_and_the_rest_gets_what_a_person_decides(shop_an
     finally:
         sending.kill()
         sending.wait()
-    assert "which variant does the rest get?" in (shop.folder / "start.log").read_text()
+    said = (shop.folder / "start.log").read_text()
+    assert "which variant does the rest get?" in said
+    assert "The rest got variant loud, as cli:" in said
     assert subjects(shop) == {"plain": SLICE // 2, "loud": SLICE // 2 + PEOPLE - SLICE}
     assert len(set(shop.received())) == PEOPLE
     books = shop.books()
