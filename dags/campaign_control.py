@@ -1,5 +1,5 @@
 """
-# Pause, resume, stop or slow down a send
+# Pause, resume, stop or slow down a send, decide after its test slice
 
 Airflow's own pause switch does not stop running tasks; this does, within seconds, on every dispatch server.
 
@@ -8,16 +8,17 @@ Airflow's own pause switch does not stop running tasks; this does, within second
 | parameter | what it does |
 | --- | --- |
 | **send** | `campaign#edition`, such as `spring-sale#1` |
-| **action** | `pause` · `resume` · `stop` (what is not sent yet is *cancelled*) · `pace` |
+| **action** | `pause` · `resume` · `stop` (what is not sent yet is *cancelled*) · `pace` · `decide` |
 | **pace_per_s** | for `pace`: messages a second of the whole send; 0 takes the limit off |
+| **variant** | for `decide`: name of the variant that the rest gets after a test slice; it stands |
 
 Example: `{"send": "spring-sale#1", "action": "pause"}`
 
 ## Stop it, recover it
 
-It runs for a second and can't be stopped. A wrong action is undone by the opposite one; only `stop` ends the send, and
-triggering **campaign_send** again for the same edition goes on with who hasn't been sent to. Each action is in the
-audit log with your name. On the command line: `mailfleet send pause|resume|stop|pace SEND`.
+It runs for a second and can't be stopped. A wrong action is undone by the opposite one, but for two: `decide` stands,
+and `stop` ends the send; triggering **campaign_send** again for the same edition goes on with who hasn't been sent to.
+Each action is in the audit log with your name. The same on the command line: `mailfleet send pause SEND`, and so on.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Action(StrEnum):
     RESUME = "resume"
     STOP = "stop"
     PACE = "pace"
+    DECIDE = "decide"
 
 
 PARAMS = {
@@ -49,6 +51,9 @@ PARAMS = {
         minimum=0,
         title="Pace",
         description="for pace: messages a second; 0: no limit",
+    ),
+    "variant": Param(
+        None, type=["string", "null"], title="Variant", description="for decide: what the rest gets after a test slice"
     ),
 }
 
@@ -66,10 +71,10 @@ def campaign_control() -> None:
 
 @task(task_id="apply")
 def apply_action() -> str:
-    from mailer_lib.dispatch import control
+    from mailer_lib.dispatch import control, decision
 
     context = get_current_context()
-    engine, _ = installation()
+    engine, settings = installation()
     params, actor = context["params"], launched_by(context["dag_run"])
     match Action(params["action"]):
         case Action.PAUSE:
@@ -82,6 +87,10 @@ def apply_action() -> str:
             if params["pace_per_s"] is None:
                 raise ValueError("action pace needs pace_per_s: messages a second of the whole send, 0 for no limit")
             control.set_pace(engine, params["send"], params["pace_per_s"] or None, actor)
+        case Action.DECIDE:
+            if not params["variant"]:
+                raise ValueError("action decide needs variant: the name of the one that the rest gets")
+            decision.decide(engine, settings, params["send"], params["variant"], actor)
     done = f"{params['send']}: {params['action']}, by {actor}"
     log.info("%s", done)
     return done

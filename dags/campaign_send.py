@@ -23,6 +23,13 @@ Example: `{"campaign": "spring-sale", "edition": "1", "mode": "send", "approval"
 The task *approval* waits in state *awaiting input*, for at most 24 hours: open it, read *Required actions*. An approval
 holds for the message and the recipients that were shown. A rejection ends the run as failed, "rejected by NAME".
 
+## Decide after a test slice
+
+A campaign with a `test_slice` sends its variants to that part of the people first; nobody else can be sent to before
+somebody has decided which variant they get. The send is then *judging*, and the task *decision* waits deferred; its log
+has the figures. Trigger **campaign_control** with `{"send": "…", "action": "decide", "variant": "B"}`, or with `stop`.
+*dispatch_rest* sends the rest. A decision can't be changed.
+
 ## Stop, pause, slow down
 
 Use the DAG **campaign_control** with `send` = `campaign#edition`. Airflow's own pause switch does not stop what runs.
@@ -40,13 +47,15 @@ lost between handing over a message and noting the answer: `mailfleet send books
 
 *open* claims the send (one run at a time) → *message* freezes the message while *plan*, *ranges* and *publish* freeze
 the recipients → *check* refuses on an error → *summary* → *approval* → *slots* → *dispatch*, one for each server →
-*report*, which always runs, balances the books and decides the state of the run.
+*decision*, which waits after a test slice only → *dispatch_rest* → *report*, which always runs, balances the books and
+decides the state of the run.
 """
 
 from __future__ import annotations
 
-from airflow.sdk import Param, dag
+from airflow.sdk import Param, TriggerRule, dag
 from mailfleet_airflow.approval import ApproveSendOperator
+from mailfleet_airflow.decision import DecideRestOperator
 from mailfleet_airflow.policy import DEFAULT_ARGS, AirflowPool, Tag, tags
 from mailfleet_airflow.runs import note_failure
 from mailfleet_airflow.send_tasks import (
@@ -94,6 +103,12 @@ PARAMS = {
         description="leave them, or resend (may mail a person twice)",
     ),
 }
+DISPATCH = {
+    "pool": AirflowPool.DISPATCH,
+    "retries": 5,
+    "on_failure_callback": None,  # one server's failure isn't the send's: the books decide
+    "map_index_template": "{{ task.slot['label'] }}",
+}
 
 
 @dag(
@@ -117,15 +132,11 @@ def campaign_send() -> None:
     approval = ApproveSendOperator(task_id="approval", send=send, summary=summary)
     slots = start_sending(send, summary)
     approval >> slots
-    dispatch = DispatchSlotOperator.partial(
-        task_id="dispatch",
-        send=send,
-        pool=AirflowPool.DISPATCH,
-        retries=5,
-        on_failure_callback=None,  # one server's failure isn't the send's: the books decide
-        map_index_template="{{ task.slot['label'] }}",
-    ).expand(slot=slots)
-    dispatch >> report(send)
+    dispatch = DispatchSlotOperator.partial(task_id="dispatch", send=send, **DISPATCH).expand(slot=slots)
+    decision = DecideRestOperator(task_id="decision", send=send, trigger_rule=TriggerRule.ALL_DONE)
+    rest = DispatchSlotOperator.partial(task_id="dispatch_rest", send=send, **DISPATCH).expand(slot=decision.output)
+    dispatch >> decision
+    [dispatch, rest] >> report(send)
 
 
 campaign_send()

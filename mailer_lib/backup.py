@@ -34,7 +34,7 @@ FORMAT = 1
 _MANIFEST = "manifest.json"
 _FOLDERS = ("database", "keys", "storage")
 _KEY_FILES = ("keys/identity.key", "keys/token.key")
-_LIVE = (SendState.FREEZING, SendState.AWAITING_APPROVAL, SendState.APPROVED, SendState.RUNNING)
+_LIVE = (SendState.FREEZING, SendState.AWAITING_APPROVAL, SendState.APPROVED, SendState.RUNNING, SendState.JUDGING)
 
 
 class BackupError(RuntimeError):

@@ -96,6 +96,7 @@ class SendState(StrEnum):
     AWAITING_APPROVAL = "awaiting-approval"
     APPROVED = "approved"
     RUNNING = "running"
+    JUDGING = "judging"  # the test slice was sent; a person decides which variant the rest gets
     FINISHED = "finished"
     STOPPED = "stopped"
     EXPIRED = "expired"

@@ -116,6 +116,7 @@ class LeaseGrant(ProtocolFile):
     granted_through: int
     shard_file: str  # below the job folder
     sha256: str
+    rest_variant: int | None = None  # what rows outside the test slice get; None: none of them is granted
 
     @property
     def ledger_name(self) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mailer_lib.agent.folder import JobError
 from mailer_lib.agent.job import LeaseGrant
 from mailer_lib.agent.ledger import Connected, Header, InDoubt, Intent, LedgerState, LedgerWriter, Opened
 from mailer_lib.shard.files import read_shard
-from mailer_lib.shard.recipient import Recipient
+from mailer_lib.shard.recipient import REST, Recipient
 from mailer_lib.terms import Outcome
 
 
@@ -63,6 +64,7 @@ class Lease:
         "ledger",
         "left",
         "path",
+        "rest_variant",
         "rows",
         "settled",
         "states",
@@ -95,6 +97,7 @@ class Lease:
         self.settled = 0
         self.injected = 0
         self.dropped = False  # the slot took the lease away
+        self.rest_variant: int | None = None
         self.attempts: dict[int, int] = {}
         self.doubts: list[InDoubt] = state.in_doubt
         self.waiting: dict[int, int] = {}  # row: next attempt in Unix milliseconds, as found in the ledger
@@ -129,7 +132,15 @@ class Lease:
         return self.ledger.path.name
 
     def grant(self, grant: LeaseGrant) -> None:
-        """More rows may be sent; a grant never shrinks."""
+        """More rows may be sent; a grant never shrinks.
+
+        Raises:
+            JobError: another variant for the rest of the test slice than before.
+        """
+        if self.rest_variant is None:
+            self.rest_variant = grant.rest_variant
+        elif grant.rest_variant != self.rest_variant:
+            raise JobError(f"{self.name}: the rest was to get variant {self.rest_variant}, now {grant.rest_variant}")
         through = min(grant.granted_through, grant.rows)
         if through > self.granted_through:
             self.left += sum(state != RowState.SETTLED for state in self.states[self.granted_through : through])
@@ -151,7 +162,16 @@ class Lease:
         return not self.dropped and self.cursor < self.granted_through
 
     def recipient(self, row: int) -> Recipient:
-        return self.rows.row(self.path, row)
+        """
+        Raises:
+            ShardError, JobError: likewise ``ShardRows.row``; a row of the rest was granted before the decision.
+        """
+        found = self.rows.row(self.path, row)
+        if found.variant != REST:
+            return found
+        if self.rest_variant is None:
+            raise JobError(f"{self.name}: row {row} was granted, but nobody has decided which variant it gets")
+        return replace(found, variant=self.rest_variant)
 
     def settle(self, row: int, outcome: Outcome) -> None:
         """Note in memory that the row has its outcome; the caller writes the record."""

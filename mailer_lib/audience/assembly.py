@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
-from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, FrozenShard, by_person, column_of, freeze, halves
+from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, by_person, bytes_of, column_of, freeze, halves
 from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_at_cap
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.people import Freezing, shard_numbers
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
 from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, range_folder, read_done
+from mailer_lib.audience.slicing import Dealer, threshold
 from mailer_lib.database.engine import now
 from mailer_lib.identity import message_keys
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import write_parquet, write_shard
+from mailer_lib.shard.recipient import REST
 from mailer_lib.terms import ExclusionReason
 
 _GATHERED = 8  # planned shards at a time; chosen, not tuned
@@ -49,6 +51,8 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
     runs = _Runs.open(settings, plan)
     _clear(folder)
     tally = _Tally([0] * len(plan.inputs.weights))
+    wanted = plan.inputs.test_slice
+    dealer = None if wanted is None else Dealer(threshold(wanted, runs.keys()), plan.inputs.weights)
     entries: list[ShardEntry] = []
     with (
         _late_file(folder, tally) as late,
@@ -65,8 +69,9 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
             )
             late.add(frozen.dropped)
             if frozen.rows.num_rows:
-                tally.add_frozen(frozen.rows)
-                entries.extend(writers.start(partial(_write_frozen, folder, number, frozen)))
+                cut, slice_rows = dealer.cut(frozen.rows) if dealer is not None else (frozen.rows, None)
+                tally.add_frozen(cut)
+                entries.extend(writers.start(partial(_write_frozen, folder, number, cut, slice_rows)))
         entries.extend(writers.rest())
         entries.sort(key=lambda entry: entry.number)
         ranges: list[FileEntry] = []
@@ -94,6 +99,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
         ),
         exclude=plan.inputs.exclude,
         weights=plan.inputs.weights,
+        test_slice=wanted and wanted.model_copy(update={"through": f"{dealer.through:016x}" if dealer else None}),
         as_of=plan.as_of,
         max_contact_id=plan.max_contact_id,
         published_at=now(),
@@ -119,11 +125,12 @@ def _clear(folder: Path) -> None:
     (folder / EXCLUDED_FOLDER).mkdir()
 
 
-def _write_frozen(folder: Path, number: int, frozen: FrozenShard) -> ShardEntry:
+def _write_frozen(folder: Path, number: int, rows: pa.Table, slice_rows: int | None) -> ShardEntry:
     path = folder / f"shard={number:04d}" / "part-0.parquet"
-    checksum = write_shard(path, frozen.rows)
+    checksum = write_shard(path, rows)
     sync_folder(path.parent)
-    return ShardEntry(number=number, path=str(path.relative_to(folder)), rows=frozen.rows.num_rows, sha256=checksum)
+    name = str(path.relative_to(folder))
+    return ShardEntry(number=number, path=name, rows=rows.num_rows, sha256=checksum, slice_rows=slice_rows)
 
 
 def _write_excluded(folder: Path, name: str, table: pa.Table) -> FileEntry:
@@ -177,6 +184,7 @@ class _Writers:
 class _Tally:
     by_variant: list[int]
     frozen: int = 0
+    rest: int = 0
     excluded: int = 0
     by_reason: Counter[str] = field(default_factory=Counter)
     by_provider: Counter[str] = field(default_factory=Counter)
@@ -185,7 +193,10 @@ class _Tally:
         self.frozen += rows.num_rows
         self.by_provider.update(_counted(rows, "provider"))
         for variant, count in _counted(rows, "variant").items():
-            self.by_variant[variant] += count
+            if variant == REST:
+                self.rest += count
+            else:
+                self.by_variant[variant] += count
 
     def add_excluded(self, rows: pa.Table) -> None:
         self.excluded += rows.num_rows
@@ -200,6 +211,7 @@ class _Tally:
             by_reason=dict(self.by_reason.most_common()),
             by_provider=dict(self.by_provider.most_common()),
             by_variant=tuple(self.by_variant),
+            rest=self.rest,
         )
 
 
@@ -315,6 +327,12 @@ class _Runs:
         for address_hash, mask in zip(column_of(theirs, "address_hash"), column_of(theirs, "reasons"), strict=True):
             found[address_hash] = found.get(address_hash, ExclusionReason(0)) | ExclusionReason(mask)
         return found
+
+    def keys(self) -> Iterator[memoryview]:
+        """Message keys of everybody whom the ranges selected."""
+        for run in self.selected:
+            for chunk in run.table.column("message_key").chunks:
+                yield bytes_of(chunk)
 
     def excluded(self, done: RangeDone) -> pa.Table:
         return _concat([run.table for run in self.barring[done.index]], EXCLUDED_SCHEMA)

@@ -36,6 +36,7 @@ _UNDER_WAY = frozenset(
         SendState.AWAITING_APPROVAL,
         SendState.APPROVED,
         SendState.RUNNING,
+        SendState.JUDGING,
     }
 )
 _MEMORY = "256MB"

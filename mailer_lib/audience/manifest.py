@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mailer_lib.audience.plan import Exclude, SnapshotError
+from mailer_lib.audience.plan import Exclude, Slice, SnapshotError
 from mailer_lib.shard.store import StorePath
 
 FORMAT = 1
@@ -46,6 +46,7 @@ class FileEntry(_Part):
 
 class ShardEntry(FileEntry):
     number: int
+    slice_rows: int | None = None  # of the test slice: the first ones of the file
 
 
 class ColumnEntry(_Part):
@@ -61,7 +62,8 @@ class Counts(_Part):
     excluded: int
     by_reason: dict[str, int]
     by_provider: dict[str, int]
-    by_variant: tuple[int, ...]
+    by_variant: tuple[int, ...]  # with a test slice: of its people
+    rest: int = 0  # who get the variant that a person decides on after the test slice
 
 
 class Amendment(_Part):
@@ -85,6 +87,7 @@ class Manifest(_Part):
     criteria: CriteriaText
     exclude: Exclude = Exclude()
     weights: tuple[int, ...]
+    test_slice: Slice | None = None  # with ``through``
     as_of: datetime
     max_contact_id: int
     published_at: datetime
@@ -101,8 +104,11 @@ class Manifest(_Part):
         return int.from_bytes(address_hash[:4], "big") % self.shard_count
 
     def dump(self) -> bytes:
-        """Without the key ``amendments`` when there are none, so that a manifest's bytes stay what they were."""
-        return self.model_dump_json(indent=1, exclude=None if self.amendments else {"amendments"}).encode()
+        """Without keys for what there is none of, so that a manifest's bytes stay what they were."""
+        absent: dict[str, Any] = {} if self.amendments else {"amendments": True}
+        if self.test_slice is None:
+            absent |= {"test_slice": True, "shards": {"__all__": {"slice_rows"}}, "counts": {"rest"}}
+        return self.model_dump_json(indent=1, exclude=absent).encode()
 
 
 def load(folder: StorePath) -> Manifest:

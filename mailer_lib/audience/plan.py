@@ -76,6 +76,18 @@ class Exclude(BaseModel):
     references: dict[str, Any] = {}  # the trees of ``criteria`` and of all that they lead to; filled by the plan
 
 
+class Slice(BaseModel):
+    """The test slice: ``percent`` or a number of ``people``; both are ``through`` when an earlier phase drew it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    percent: float | None = Field(default=None, gt=0, lt=100)
+    people: int | None = Field(default=None, ge=1)
+    through: str | None = None  # the last point in the slice, hex (slicing.py)
+    decide_within_s: float | None = None
+    otherwise: str | None = None  # "stop", or the variant that the rest gets when nobody decides in time
+
+
 class Inputs(BaseModel):
     """What the caller wants frozen. A plan is resumed only for the same inputs."""
 
@@ -91,6 +103,7 @@ class Inputs(BaseModel):
     exclude: Exclude = Exclude()
     attributes: dict[str, AttributeType] = {}  # used keys, with their types
     weights: tuple[int, ...] = Field(min_length=1, max_length=MAX_VARIANTS)
+    test_slice: Slice | None = None
 
 
 class SnapshotPlan(BaseModel):

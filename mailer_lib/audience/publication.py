@@ -143,6 +143,7 @@ def _record(
                 "number": entry.number,
                 "path": entry.path,
                 "rows": entry.rows,
+                "slice_rows": entry.slice_rows,
                 "sha256": entry.sha256,
                 "state": ShardState.OPEN,
             }

@@ -28,6 +28,7 @@ from mailer_lib.audience.plan import (
     IdRange,
     Inputs,
     PlanSource,
+    Slice,
     SnapshotError,
     SnapshotPlan,
     building_folder,
@@ -79,6 +80,7 @@ def plan_snapshot(
     weights: Sequence[int] = (1,),
     criteria_name: str = "",
     exclude: Exclude = Exclude(),  # noqa: B008  frozen
+    test_slice: Slice | None = None,
 ) -> SnapshotPlan:
     """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
 
@@ -93,6 +95,7 @@ def plan_snapshot(
         weights: of the variants, in their order.
         criteria_name: under which ``rules`` are stored, for the manifest.
         exclude: whom the campaign leaves out.
+        test_slice: whom to send to first; the rest gets the variant that a person decides on then.
 
     Raises:
         SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out, what
@@ -114,6 +117,7 @@ def plan_snapshot(
         exclude=exclude,
         attributes=used_attributes(attributes, known.attributes),
         weights=check_weights(weights),
+        test_slice=test_slice,
     )
 
     if behaviours(parse(rules, known), *_excluded(exclude, known)):

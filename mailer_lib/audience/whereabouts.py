@@ -24,7 +24,7 @@ class FrozenRow:
     row: int  # 0-based place in the shard's file, as leases and ledgers count
     message_key: bytes
     provider: str
-    variant: int
+    variant: int  # REST: what was decided on after the test slice
     blanked: bool  # the person was erased, or the snapshot has expired
 
 

@@ -65,6 +65,8 @@ def show(name: Name) -> None:
         rows["schedule"] = campaign.schedule.model_dump_json(exclude_none=True)
     for variant in campaign.variants:
         rows[f"variant {variant.name}"] = f"weight {variant.weight}  {variant.subject or campaign.subject}"
+    if campaign.test_slice is not None:
+        rows["test slice"] = campaign.test_slice.model_dump_json(exclude_none=True)
     for label, value in rows.items():
         if value:
             table.add_row(label, value)

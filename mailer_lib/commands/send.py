@@ -127,6 +127,9 @@ def _run(
         with lock:
             say(str(slot))
 
+    def judge(figures: str) -> None:
+        error_console().print(Markdown(figures))
+
     trigger = Trigger(
         campaign=campaign,
         edition=edition,
@@ -138,7 +141,7 @@ def _run(
         processes=processes,
     )
     with progress("recipients", unit="ranges") as bar:
-        hooks = Hooks(step=say, ranges=bar, progress=hear, approve=approve)
+        hooks = Hooks(step=say, ranges=bar, progress=hear, approve=approve, judge=judge)
         return run_send(context.engine, context.settings, trigger, hooks)
 
 
@@ -243,6 +246,29 @@ def stop(ref: Ref) -> None:
     with open_context() as context:
         send = control.stop(context.engine, ref, context.actor)
     console().print(f"{send.ref}: stopping")
+
+
+@app.command()
+def decide(
+    ref: Ref,
+    *,
+    variant: Annotated[str | None, typer.Option(help="What the rest gets.  [shows the figures at hand]")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="The rest gets nothing: the send ends.")] = False,
+) -> None:
+    """Decide which variant the rest gets after the test slice; without an option, show what is known. It stands."""
+    from mailer_lib.dispatch import control, decision
+
+    if stop and variant is not None:
+        raise CommandError("give either --variant or --stop")
+    with open_context() as context:
+        if stop:
+            console().print(f"{control.stop(context.engine, ref, context.actor).ref}: stopping")
+        elif variant is not None:
+            send = decision.decide(context.engine, context.settings, ref, variant, context.actor)
+            console().print(f"{send.ref}: the rest gets variant {variant}, decided by {send.decided_by}")
+        else:
+            made = decision.question(context.engine, context.settings, _find(context, ref))
+            console().print(Markdown(made) if console().is_terminal else made, soft_wrap=True, markup=False)
 
 
 @app.command()

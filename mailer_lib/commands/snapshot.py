@@ -276,7 +276,7 @@ def _lines(found: "PublishedSnapshot", manifest: "Manifest") -> list[str]:
     lines += [f"          {people:>10,}  {provider}" for provider, people in counts.by_provider.items()]
     if len(counts.by_variant) > 1:
         split = ", ".join(f"{number}: {people:,}" for number, people in enumerate(counts.by_variant))
-        lines.append(f"variants  {split}")
+        lines.append(f"variants  {split}" + (f", rest: {counts.rest:,}" if manifest.test_slice else ""))
     blanked = sum(each.rows for each in manifest.amendments)
     if blanked:
         lines.append(f"blanked   {blanked:>10,}  {_amendments(manifest)}; the counts are those of the publication")

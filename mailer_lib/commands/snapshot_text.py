@@ -6,6 +6,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from mailer_lib.shard.recipient import REST
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -103,9 +105,8 @@ def _phase_lines(phase: "InPhase") -> "Iterator[RenderableType]":
     if phase.frozen is not None:
         row = phase.frozen
         blanked = ", blanked" if row.blanked else ""
-        yield Text(
-            f"{head}selected, shard {phase.shard}, row {row.row}, variant {row.variant}, {row.provider}{blanked}"
-        )
+        variant = "not decided on yet" if row.variant == REST else row.variant
+        yield Text(f"{head}selected, shard {phase.shard}, row {row.row}, variant {variant}, {row.provider}{blanked}")
         yield Text(f"  message key {row.message_key.hex()}")
         yield Text(f"  {_outcome(phase)}")
     elif phase.left_out:

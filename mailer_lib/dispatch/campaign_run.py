@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import Engine
 
 from mailer_lib.dispatch import steps
+from mailer_lib.dispatch.decision import Verdict, worth_judging
 from mailer_lib.dispatch.plan import Slot
-from mailer_lib.dispatch.sends import ClaimLostError, current_send
+from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, current_send
 from mailer_lib.dispatch.slot import SlotProgress, SlotReport, SlotState, run_slot, worth_a_look
 from mailer_lib.dispatch.steps import Opened
 from mailer_lib.dispatch.summary import ApprovalSummary
@@ -39,6 +40,7 @@ class Hooks:
     ranges: Callable[[int, int], object] = lambda done, total: None
     progress: Callable[[SlotProgress], object] = lambda progress: None
     approve: Callable[[ApprovalSummary], Answer] = lambda summary: Answer(approved=True)
+    judge: Callable[[str], object] = lambda figures: None  # the test slice was sent; hears the figures once
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -106,17 +108,38 @@ def _prepare_and_send(engine: Engine, settings: Settings, trigger: Trigger, open
         return
     if not _approved(engine, settings, opened, summary, hooks):
         return
-    slots = [Slot(**slot) for slot in steps.start_sending(engine, settings, send_id, claim)]
-    hooks.step(f"sending from {', '.join(slot.label for slot in slots)}")
-    reports = run_slots(engine, settings, send_id, slots, claim=claim, hooks=hooks)
-    for report in reports:
-        if report.state in (SlotState.FAILED, SlotState.FENCED, SlotState.STRANDED):
-            hooks.step(f"{report.label}: {report.reason}")
+    while True:
+        slots = [Slot(**slot) for slot in steps.start_sending(engine, settings, send_id, claim)]
+        hooks.step(f"sending from {', '.join(slot.label for slot in slots)}")
+        reports = run_slots(engine, settings, send_id, slots, claim=claim, hooks=hooks)
+        for report in reports:
+            if report.state in (SlotState.FAILED, SlotState.FENCED, SlotState.STRANDED):
+                hooks.step(f"{report.label}: {report.reason}")
+        if all(report.state is not SlotState.JUDGING for report in reports):
+            return
+        if not _decided(engine, settings, send_id, claim, hooks):
+            return
+
+
+def _decided(engine: Engine, settings: Settings, send_id: int, claim: str, hooks: Hooks) -> bool:
+    """Wait for the decision after the test slice. False: the send was stopped, has expired, or this shall end."""
+    said = False
+    while not hooks.should_stop():
+        answer = steps.judge(engine, settings, send_id, claim)
+        if answer["verdict"] != Verdict.WAITING:
+            return answer["verdict"] == Verdict.DECIDED
+        if not said:
+            hooks.judge(steps.decision_question(engine, settings, send_id))
+            said = True
+        until = time.monotonic() + HEARTBEAT_S
+        while time.monotonic() < until and not hooks.should_stop() and not worth_judging(engine, send_id):
+            time.sleep(IDLE_LOOK_S)
+    return False
 
 
 def _approved(engine: Engine, settings: Settings, opened: Opened, summary: ApprovalSummary, hooks: Hooks) -> bool:
     send_id, claim = opened["send_id"], opened["claim"]
-    if current_send(engine, send_id).state in (SendState.APPROVED, SendState.RUNNING):
+    if current_send(engine, send_id).state in (SendState.APPROVED, SendState.RUNNING, SendState.JUDGING):
         return True  # it goes on under the approval that it has
     answer = hooks.approve(summary)
     if not answer.approved:

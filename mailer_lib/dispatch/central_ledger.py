@@ -98,7 +98,7 @@ def _finals(store: StorePath, lease: Lease, rows: Sequence[int], outcome: Outcom
             enhanced="",
             queue_id="",
             conn="",
-            variant=columns.variant[row],
+            variant=columns.variant_of(row, lease.decided_variant),
             provider=columns.provider[row],
             t_ms=t_ms,
             text=why,

@@ -73,6 +73,8 @@ def _failure(connection: Connection, send: SendRecord, books: Books) -> str | No
     left = unsettled_rows(connection, send.id)
     if send.state in _UNSTARTED:
         return f"{send.ref}: {_UNSTARTED[send.state]}; {left} rows are unsent"
+    if send.state == SendState.JUDGING:
+        return f"{send.ref}: the test slice was sent, and {left} rows wait for a decision; trigger it again to go on"
     held = sorted({(x.server_id, x.slot) for x in leases_of_send(connection, send.id, LeaseState.ACTIVE)} - {(None, 0)})
     words = {(row.server_id, row.slot): row for row in slot_rows(connection, send.id)}
     who = ", ".join(f"{words[key].server}.{words[key].slot} ({words[key].state})" for key in held if key in words)

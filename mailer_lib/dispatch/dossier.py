@@ -6,7 +6,7 @@ them out and why, and what web doors noted of their messages.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,13 +19,13 @@ from mailer_lib.contacts.address import normalise
 from mailer_lib.contacts.person import look_up, suppressions_of
 from mailer_lib.database import audit
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import shards
+from mailer_lib.database.schema import sends, shards
 from mailer_lib.dispatch.erasure import SnapshotRef, published_snapshots
 from mailer_lib.dispatch.row_outcome import row_outcome
 from mailer_lib.identity import message_key
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import read_shard
-from mailer_lib.shard.recipient import Recipient
+from mailer_lib.shard.recipient import Recipient, bound_variant
 from mailer_lib.shard.store import store
 
 _INTERNAL = frozenset({"address_hash"})
@@ -83,12 +83,15 @@ def _message(
     folder = store(settings) / snapshot.path
     number = manifests.load(folder).shard_of(address_hash)
     shard = connection.execute(
-        select(shards.c.id, shards.c.path).where(shards.c.snapshot_id == snapshot.id, shards.c.number == number)
+        select(shards.c.id, shards.c.path, sends.c.decided_variant)
+        .join_from(shards, sends, shards.c.send_id == sends.c.id)
+        .where(shards.c.snapshot_id == snapshot.id, shards.c.number == number)
     ).first()
     found = None if shard is None else find_row(folder / shard.path, address_hash)
     if shard is None or found is None:
         return None
     _, recipient = next(read_shard(folder / shard.path, found.row))
+    recipient = replace(recipient, variant=bound_variant(recipient.variant, shard.decided_variant))
     said = row_outcome(connection, store(settings), shard.id, found.row)
     return {
         "send": snapshot.send,

@@ -13,7 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, and_, func, insert, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mailer_lib.database.engine import now, read, write
@@ -31,6 +44,10 @@ T = TypeVar("T")
 
 class LeaseLostError(RuntimeError):
     """The lease isn't this slot's any more, or was changed by another process at this moment."""
+
+
+class UndecidedError(RuntimeError):
+    """Rows outside the test slice were to be granted before anybody decided which variant they get."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +73,18 @@ class Lease:
     counts: Mapping[Outcome, int]
     deferrals: int
     may_grow: bool  # the shard still stands under this epoch; False once its other rows were handed back
+    slice_rows: int | None = None  # of the shard, in the test slice; None: the send has none
+    decided_variant: int | None = None  # what the rest gets; None: nobody has decided
+
+    @property
+    def free_through(self) -> int:
+        """Rows [0, free_through) may be granted by now: all of them, or before the decision the test slice's."""
+        return self.shard_rows if self.slice_rows is None or self.decided_variant is not None else self.slice_rows
 
     @property
     def grantable(self) -> int:
         """Rows that may still be granted under this lease."""
-        return self.shard_rows - self.granted_through if self.may_grow else 0
+        return max(0, self.free_through - self.granted_through) if self.may_grow else 0
 
     @property
     def settled(self) -> int:
@@ -105,13 +129,16 @@ def _select() -> Any:
         shards.c.path.label("shard_path"),
         shards.c.rows.label("shard_rows"),
         shards.c.sha256,
+        shards.c.slice_rows,
+        sends.c.decided_variant,
         shards.c.epoch.label("shard_epoch"),
         shards.c.state.label("shard_state"),
         snapshots.c.path.label("snapshot_path"),
         snapshots.c.phase,
     )
     of_shards = columns.join_from(leases, shards, leases.c.shard_id == shards.c.id)
-    return of_shards.join(snapshots, shards.c.snapshot_id == snapshots.c.id)
+    of_snapshots = of_shards.join(snapshots, shards.c.snapshot_id == snapshots.c.id)
+    return of_snapshots.join(sends, leases.c.send_id == sends.c.id)
 
 
 def _lease(row: Any) -> Lease:
@@ -136,6 +163,8 @@ def _lease(row: Any) -> Lease:
         counts={outcome: m[outcome.value] for outcome in Outcome if m[outcome.value]},
         deferrals=m["deferrals"],
         may_grow=m["shard_epoch"] == m["epoch"] and m["shard_state"] == ShardState.LEASED,
+        slice_rows=m["slice_rows"],
+        decided_variant=m["decided_variant"],
     )
 
 
@@ -191,11 +220,12 @@ def _one(connection: Connection, statement: Any, what: str) -> None:
 
 def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease | None:
     """Lease the first open shard to a slot, under the shard's next epoch. None: nothing is open, or nothing may be
-    taken (the send isn't running, or is paused or stopped; the server isn't active or warming)."""
+    taken (the send isn't running, or is paused or stopped; the server isn't active or warming; what is left waits for
+    a decision)."""
 
     def work(connection: Connection) -> Lease | None:
         allowed = connection.execute(
-            select(sends.c.id)
+            select(sends.c.decided_variant)
             .select_from(sends.join(dispatch_servers, dispatch_servers.c.id == server_id))
             .where(
                 sends.c.id == send_id,
@@ -210,6 +240,7 @@ def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease
             candidates = connection.execute(
                 select(shards.c.id, shards.c.epoch, shards.c.next_row)
                 .where(shards.c.send_id == send_id, shards.c.state == ShardState.OPEN)
+                .where(~parked(allowed.decided_variant))
                 .order_by(shards.c.snapshot_id, shards.c.number)
                 .limit(_CANDIDATES)
             ).all()
@@ -221,6 +252,13 @@ def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease
                     return _insert(connection, send_id, shard, rows, server_id=server_id, slot=slot)
 
     return transact(engine, work)
+
+
+def parked(decided_variant: int | None) -> ColumnElement[bool]:
+    """Condition on an open shard: what is left of it waits for the decision after the test slice."""
+    if decided_variant is not None:
+        return false()
+    return and_(shards.c.slice_rows.is_not(None), shards.c.next_row >= func.coalesce(shards.c.slice_rows, 0))
 
 
 def take_central(engine: Engine, shard_id: int) -> Lease | None:
@@ -270,6 +308,7 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
 
     Raises:
         LeaseLostError: the lease ended, or the shard went on to another epoch.
+        UndecidedError: beyond the test slice, and nobody has decided yet.
         ValueError: beyond the shard's rows, or a grant would shrink.
     """
     if not lease.granted_through <= granted_through <= lease.shard_rows:
@@ -278,15 +317,19 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
             f"of {lease.shard_rows}"
         )
 
+    decided = exists().where(sends.c.id == lease.send_id, sends.c.decided_variant.is_not(None))
+    free = or_(shards.c.slice_rows.is_(None), shards.c.slice_rows >= granted_through, decided)
+
     def work(connection: Connection) -> None:
         gone = f"{lease.ledger_name} isn't leased under this epoch any more"
-        _one(
-            connection,
-            update(shards)
-            .where(shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED)
-            .values(next_row=granted_through),
-            gone,
-        )
+        granting = update(shards).where(_newest_epoch(lease), free).values(next_row=granted_through)
+        if connection.execute(granting).rowcount != 1:
+            present = get_lease(connection, lease.id)
+            if granted_through > present.free_through:
+                raise UndecidedError(
+                    f"{lease.ledger_name}: rows from {present.free_through} on wait for a decision on their variant"
+                )
+            raise LeaseLostError(gone)
         _one(
             connection,
             update(leases)

@@ -91,7 +91,7 @@ class LeaseTracker:
         delta = self.kept.take(lambda offset, limit: channel.fetch_ledger(name, offset, limit), READ_BYTES)
         if not delta.records:
             return 0
-        counted = count(delta.records, lambda row: self.columns.variant[row])
+        counted = count(delta.records, lambda row: self.columns.variant_of(row, self.lease.decided_variant))
         dead = [self.columns.address_hash[row] for row in counted.dead_mailboxes]
 
         def suppress_dead(connection: Connection) -> None:

@@ -61,6 +61,10 @@ class SendRecord:
     approved_by: str | None
     approved_at: datetime | None
     approval_digest: str | None
+    decide_by: datetime | None
+    decided_variant: int | None  # what the rest of a test slice gets
+    decided_by: str | None
+    decided_at: datetime | None
     reason: str | None
     claim: str | None
     claimed_at: datetime | None
@@ -248,6 +252,7 @@ def _reopen_row(
         values["control"] = Control.RUN
     if not again.resuming:  # a new phase has its own time; what is being resumed keeps the time it was promised
         values |= {"expires_at": expires_at, "approved_by": None, "approved_at": None, "approval_digest": None}
+        values |= {"decide_by": None}
     connection.execute(update(sends).where(sends.c.id == send.id).values(**values))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from mailer_lib.shard.recipient import bound_variant
 from mailer_lib.shard.store import StorePath, arrow_source
 
 
@@ -17,6 +18,10 @@ class ShardColumns:
     provider: list[str]
     variant: list[int]
     contact_id: list[int]
+
+    def variant_of(self, row: int, decided: int | None) -> int:
+        """With what was decided for the rest of a test slice."""
+        return bound_variant(self.variant[row], decided)
 
 
 def load_columns(path: StorePath) -> ShardColumns:

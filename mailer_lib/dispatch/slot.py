@@ -27,6 +27,7 @@ from mailer_lib.dispatch.lease import (
     hand_back,
     leases_of_slot,
     next_grant,
+    parked,
     settle_lease,
     take_lease,
 )
@@ -109,7 +110,8 @@ class View:
     leases: list[Lease]
     limits: Limits
     open_shards: int  # that a slot could take
-    unsettled_shards: int
+    unsettled_shards: int  # but those that are parked
+    parked_shards: int  # that wait for a decision
 
 
 class SlotRunner:
@@ -214,6 +216,11 @@ class SlotRunner:
                 .group_by(shards.c.state)
             ).all()
             by_state: dict[str, int] = {row[0]: row[1] for row in counted}
+            waiting = connection.scalar(
+                select(func.count()).where(
+                    shards.c.send_id == self.send_id, shards.c.state == ShardState.OPEN, parked(send.decided_variant)
+                )
+            )
             held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
             limits = limits_for(connection, send, self.slot)
         expired = send.expires_at is not None and send.expires_at <= now()
@@ -223,8 +230,9 @@ class SlotRunner:
             wish=intent(send.state, send.control, server, expired=expired),
             leases=held,
             limits=limits,
-            open_shards=by_state.get(ShardState.OPEN, 0),
-            unsettled_shards=sum(by_state.values()),
+            open_shards=by_state.get(ShardState.OPEN, 0) - (waiting or 0),
+            unsettled_shards=sum(by_state.values()) - (waiting or 0),
+            parked_shards=waiting or 0,
         )
 
     def _keep_claim(self) -> None:
@@ -300,6 +308,7 @@ class SlotRunner:
                 granted_through=t.lease.granted_through,
                 shard_file=f"shards/{t.shard_name}",
                 sha256=t.lease.sha256,
+                rest_variant=t.lease.decided_variant,
             )
             for t in self.trackers.values()
         )
@@ -358,7 +367,7 @@ class SlotRunner:
                 continue
             own, _ = soon[lease_id]
             through = next_grant(
-                lease.shard_rows,
+                lease.free_through,
                 lease.granted_through,
                 lease.granted_through - own,
                 per_s=self.rate,
@@ -394,7 +403,7 @@ class SlotRunner:
     def _settle(self, view: View) -> None:
         """End the leases that are through; when the slot winds down, give back what was never granted first."""
         for lease_id, tracker in list(self.trackers.items()):
-            whole = tracker.lease.granted_through == tracker.lease.shard_rows
+            whole = tracker.lease.granted_through == tracker.lease.free_through
             if view.wish.ending is not None and not whole:
                 hand_back(self.engine, tracker.lease)
             if tracker.is_settled and (whole or view.wish.ending is not None or self._was_handed_back(tracker)):
@@ -420,6 +429,8 @@ class SlotRunner:
             return self._end(view.wish.ending, view.wish.reason)
         if not view.unsettled_shards:
             self._dismiss(view)
+            if view.parked_shards:
+                return self._end(SlotState.JUDGING, "the test slice is through; the rest waits for a decision")
             return self._end(SlotState.DONE)
         if view.wish.agent is Control.PAUSE:
             return self._end(SlotState.IDLE, view.wish.reason)

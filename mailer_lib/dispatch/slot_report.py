@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
-from mailer_lib.dispatch.lease import transact
+from mailer_lib.dispatch.lease import parked, transact
 from mailer_lib.dispatch.plan import Slot
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
 from mailer_lib.terms import Control, LeaseState, SendState, ShardState
@@ -111,7 +111,9 @@ def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED
     """
     with read(engine) as connection:
         send = connection.execute(
-            select(sends.c.state, sends.c.control, sends.c.expires_at).where(sends.c.id == send_id)
+            select(sends.c.state, sends.c.control, sends.c.expires_at, sends.c.decided_variant).where(
+                sends.c.id == send_id
+            )
         ).one()
         if send.state != SendState.RUNNING or send.control == Control.STOP:
             return True
@@ -121,6 +123,7 @@ def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED
             connection.scalars(
                 select(shards.c.state)
                 .where(shards.c.send_id == send_id, shards.c.state != ShardState.SETTLED)
+                .where(~((shards.c.state == ShardState.OPEN) & parked(send.decided_variant)))
                 .distinct()
             )
         )

@@ -23,6 +23,7 @@ class SlotState(StrEnum):
     # ends of run_slot
     IDLE = "idle"  # nothing to take now, but others are at work: call again later
     DONE = "done"  # every row of the send has an outcome
+    JUDGING = "judging"  # every row of the test slice has one; the rest waits for a decision
     STOPPED = "stopped"
     EXPIRED = "expired"
     DRAINED = "drained"  # the server takes no more; others do

@@ -14,7 +14,8 @@ TRANSITIONS: dict[SendState, frozenset[SendState]] = {
     SendState.FREEZING: _ENDS | {SendState.AWAITING_APPROVAL, SendState.PLANNED},
     SendState.AWAITING_APPROVAL: _ENDS | {SendState.APPROVED, SendState.REJECTED, SendState.PLANNED},
     SendState.APPROVED: _ENDS | {SendState.RUNNING, SendState.AWAITING_APPROVAL, SendState.PLANNED},
-    SendState.RUNNING: _ENDS | {SendState.APPROVED, SendState.AWAITING_APPROVAL},
+    SendState.RUNNING: _ENDS | {SendState.JUDGING, SendState.APPROVED, SendState.AWAITING_APPROVAL},
+    SendState.JUDGING: _ENDS | {SendState.RUNNING, SendState.APPROVED, SendState.AWAITING_APPROVAL},
     # opened again: a new phase is planned, or the unfinished one goes on
     SendState.FINISHED: frozenset({SendState.PLANNED}),
     SendState.REJECTED: frozenset({SendState.PLANNED}),

@@ -13,11 +13,19 @@ from sqlalchemy import Engine, select
 from mailer_lib.audience import criteria
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience import snapshot as audience
-from mailer_lib.audience.plan import PLAN_FILE, ControlGroup, Exclude, FrequencyCap, SnapshotPlan, building_folder
+from mailer_lib.audience.plan import (
+    PLAN_FILE,
+    ControlGroup,
+    Exclude,
+    FrequencyCap,
+    Slice,
+    SnapshotPlan,
+    building_folder,
+)
 from mailer_lib.audience.sharing import shared_folder
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import snapshots
-from mailer_lib.dispatch import approval, erasure, sends
+from mailer_lib.dispatch import approval, decision, erasure, sends
 from mailer_lib.dispatch.books import Books, BooksError
 from mailer_lib.dispatch.close import cancel_phase, close_send
 from mailer_lib.dispatch.digest import present_digest
@@ -28,7 +36,7 @@ from mailer_lib.dispatch.states import FINAL
 from mailer_lib.dispatch.summary import ApprovalSummary, make_report, make_summary, newest_snapshot
 from mailer_lib.dispatch.topup import already_sent
 from mailer_lib.message.campaign import Campaign, get_campaign
-from mailer_lib.message.compile import freeze_bundle
+from mailer_lib.message.compile import freeze_bundle, load_bundle
 from mailer_lib.message.merge import used_fields
 from mailer_lib.message.preflight import preflight
 from mailer_lib.settings import Settings
@@ -42,8 +50,10 @@ __all__ = [
     "build_recipients",
     "check_message",
     "close_step",
+    "decision_question",
     "fail_step",
     "freeze_message",
+    "judge",
     "open_step",
     "plan_recipients",
     "process_claim",
@@ -90,6 +100,10 @@ class Published(TypedDict):
     excluded: int
     shards: int
     manifest_sha256: str
+
+
+class JudgeAnswer(TypedDict):
+    verdict: str  # decision.Verdict
 
 
 def open_step(
@@ -162,7 +176,7 @@ def plan_recipients(engine: Engine, settings: Settings, send_id: int, claim: str
 
 def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campaign) -> SnapshotPlan:
     attributes = used_fields(campaign)
-    weights = [variant.weight for variant in campaign.effective_variants]
+    weights = variant_weights(settings, send, campaign)
     if send.mode == SendMode.TEST:
         if campaign.seed_list is None:
             raise sends.SendError(
@@ -190,6 +204,36 @@ def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campai
         weights=weights,
         criteria_name=campaign.criteria,
         exclude=left_out(campaign),
+        test_slice=slice_to_draw(engine, settings, send, campaign),
+    )
+
+
+def variant_weights(settings: Settings, send: SendRecord, campaign: Campaign) -> list[int]:
+    """Of the message that stands, if any of it has left; when it was decided on a variant, all go to that one."""
+    if send.content_hash is None or send.started_at is None:
+        return [variant.weight for variant in campaign.effective_variants]
+    frozen = [variant.weight for variant in load_bundle(settings, send.content_hash).variants]
+    if send.decided_variant is None:
+        return frozen
+    return [int(number == send.decided_variant) for number in range(len(frozen))]
+
+
+def slice_to_draw(engine: Engine, settings: Settings, send: SendRecord, campaign: Campaign) -> Slice | None:
+    """The test slice of the phase to plan: none when it's decided, as an earlier phase drew it, or as the file says."""
+    if send.decided_variant is not None:
+        return None
+    with read(engine) as connection:
+        newest = newest_snapshot(connection, send.id)
+    if newest is not None and send.started_at is not None:
+        return manifests.load(store(settings) / newest.path).test_slice
+    spec = campaign.test_slice
+    if spec is None:
+        return None
+    return Slice(
+        percent=spec.percent,
+        people=spec.people,
+        decide_within_s=None if spec.decide_within is None else spec.decide_within.total_seconds(),
+        otherwise=spec.otherwise,
     )
 
 
@@ -331,7 +375,7 @@ def start_sending(engine: Engine, settings: Settings, send_id: int, claim: str) 
     send = held_send(engine, send_id, claim)
     if send.mode == SendMode.DRY_RUN:
         raise sends.SendError(f"{send.ref} is a dry run; nothing of it is ever sent")
-    if send.state != SendState.RUNNING:
+    if send.state not in (SendState.RUNNING, SendState.JUDGING):
         approval.require_valid(engine, send_id)
     slots = slots_for(engine, send_id)
     if not slots:
@@ -341,6 +385,20 @@ def start_sending(engine: Engine, settings: Settings, send_id: int, claim: str) 
         )
     set_state(engine, send_id, SendState.RUNNING, actor=send.launched_by or claim, claim=claim)
     return [{"server": s.server, "server_id": s.server_id, "slot": s.slot, "label": s.label} for s in slots]
+
+
+def judge(engine: Engine, settings: Settings, send_id: int, claim: str) -> JudgeAnswer:
+    """After the slots: whether the rest of a test slice waits, was decided on, or there is nothing to decide.
+
+    The first call that finds the slice sent makes the send JUDGING. While it waits, call it again when
+    ``decision.worth_judging``.
+    """
+    return JudgeAnswer(verdict=decision.look(engine, settings, held_send(engine, send_id, claim)).value)
+
+
+def decision_question(engine: Engine, settings: Settings, send_id: int) -> str:
+    """The figures at hand and how to decide, as markdown."""
+    return decision.question(engine, settings, current_send(engine, send_id))
 
 
 def close_step(engine: Engine, settings: Settings, send_id: int, claim: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, select
 
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.manifest import Counts
+from mailer_lib.audience.plan import Slice
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import sends as sends_table
 from mailer_lib.database.schema import snapshots
@@ -17,6 +18,8 @@ from mailer_lib.dispatch.forecast import capacity_of, forecast
 from mailer_lib.dispatch.lease import unsettled_rows
 from mailer_lib.dispatch.plan import slots_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
+from mailer_lib.message.campaign import STOP, CampaignError
+from mailer_lib.message.compile import load_bundle
 from mailer_lib.message.preview_link import preview_link
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
@@ -51,7 +54,8 @@ def make_summary(engine: Engine, settings: Settings, send: SendRecord, warnings:
         digest = present_digest(connection, send.id)
         if newest is None or digest is None:
             raise SendError(f"{send.ref} isn't frozen yet: message and recipients come first")
-        counts = manifests.load(store(settings) / newest.path).counts
+        manifest = manifests.load(store(settings) / newest.path)
+        counts = manifest.counts
         left = unsettled_rows(connection, send.id, newest.phase)
         last = _last_counts(connection, settings, send)
         share = left / counts.frozen if counts.frozen else 0.0
@@ -73,7 +77,7 @@ def make_summary(engine: Engine, settings: Settings, send: SendRecord, warnings:
         preview_url=preview_link(settings, send.id),
         markdown="",
     )
-    summary["markdown"] = _question(send, summary, counts, slots)
+    summary["markdown"] = _question(send, summary, counts, slots, manifest.test_slice)
     return summary
 
 
@@ -126,7 +130,7 @@ def _difference(counts: Counts, last: tuple[str, Counts]) -> dict[str, Any]:
     }
 
 
-def _question(send: SendRecord, summary: ApprovalSummary, counts: Counts, slots: list[str]) -> str:
+def _question(send: SendRecord, summary: ApprovalSummary, counts: Counts, slots: list[str], rule: Slice | None) -> str:
     lines = [f"## {send.ref} ({send.mode})", ""]
     if summary["nothing_to_send"]:
         lines += ["Nobody is left to send to.", ""]
@@ -137,8 +141,13 @@ def _question(send: SendRecord, summary: ApprovalSummary, counts: Counts, slots:
         *_table("mailbox provider", "people", summary["by_provider"]),
         *_table("excluded because", "people", summary["by_reason"]),
     ]
-    if len(counts.by_variant) > 1:
-        lines += ["Variants: " + ", ".join(f"{n:,}" for n in counts.by_variant), ""]
+    split = ", ".join(f"{n:,}" for n in counts.by_variant)
+    if rule is not None:
+        lines += [f"Test slice: {counts.frozen - counts.rest:,} people get it first, by variant {split}. "]
+        lines[-1] += f"{counts.rest:,} wait until a person decides which variant they get{_until(rule)}."
+        lines += [""]
+    elif len(counts.by_variant) > 1:
+        lines += [f"Variants: {split}", ""]
     difference = summary["difference"]
     if difference is not None:
         lines += [
@@ -153,6 +162,13 @@ def _question(send: SendRecord, summary: ApprovalSummary, counts: Counts, slots:
         lines += [f"What isn't handed over by {send.expires_at:%Y-%m-%d %H:%M} UTC expires."]
     lines += ["", f"[Preview]({summary['preview_url']}) · digest `{summary['digest'][:12]}`"]
     return "\n".join(lines)
+
+
+def _until(rule: Slice) -> str:
+    if rule.decide_within_s is None:
+        return ""
+    otherwise = "the send is stopped" if rule.otherwise == STOP else f"they get variant {rule.otherwise}"
+    return f"; after {duration(rule.decide_within_s)} {otherwise}"
 
 
 def _forecast_sentence(expected: Mapping[str, Any], slots: list[str]) -> str:
@@ -191,11 +207,22 @@ def make_report(engine: Engine, settings: Settings, send: SendRecord) -> dict[st
         "ok": ok,
         "reason": None if ok else reason or f"{send.ref} is {send.state}",
         "books": books.as_dict(),
-        "markdown": _report_text(send, books, problems),
+        "markdown": _report_text(send, books, problems, _decided(settings, send)),
     }
 
 
-def _report_text(send: SendRecord, books: Books, problems: list[str]) -> str:
+def _decided(settings: Settings, send: SendRecord) -> list[str]:
+    """What the rest of a test slice got, and who decided so."""
+    if send.decided_variant is None or send.content_hash is None:
+        return []
+    try:
+        name = load_bundle(settings, send.content_hash).variants[send.decided_variant].name
+    except CampaignError:  # the frozen message is gone
+        name = f"number {send.decided_variant}"
+    return [f"The rest got variant {name}, as {send.decided_by} decided at {send.decided_at:%Y-%m-%d %H:%M} UTC."]
+
+
+def _report_text(send: SendRecord, books: Books, problems: list[str], decided: list[str]) -> str:
     lines = [f"## {send.ref}: {send.state}", ""]
     if send.reason:
         lines += [send.reason, ""]
@@ -211,6 +238,7 @@ def _report_text(send: SendRecord, books: Books, problems: list[str]) -> str:
         lines += [f"The first message was handed over after {max(0.0, first_s):.1f} s."]
     if send.approved_by:
         lines += [f"Approved by {send.approved_by}."]
+    lines += decided
     return "\n".join(lines)
 
 

@@ -26,9 +26,10 @@ from mailer_lib.contacts.address import Address, normalise
 from mailer_lib.contacts.person import look_up, suppressions_of
 from mailer_lib.database import audit
 from mailer_lib.database.engine import read, write
-from mailer_lib.database.schema import shards, subscriptions
+from mailer_lib.database.schema import sends, shards, subscriptions
 from mailer_lib.dispatch.row_outcome import RowOutcome, row_outcome
 from mailer_lib.settings import Settings
+from mailer_lib.shard.recipient import bound_variant
 from mailer_lib.shard.store import StorePath, store
 from mailer_lib.terms import ExclusionReason, Outcome, SuppressionReason
 
@@ -178,13 +179,14 @@ class _Asked:
 
     def _row(self, snapshot_id: int, folder: StorePath, manifest: Manifest) -> tuple[FrozenRow, RowOutcome] | None:
         shard = self._connection.execute(
-            select(shards.c.id, shards.c.path).where(
-                shards.c.snapshot_id == snapshot_id, shards.c.number == manifest.shard_of(self._hash)
-            )
+            select(shards.c.id, shards.c.path, sends.c.decided_variant)
+            .join_from(shards, sends, shards.c.send_id == sends.c.id)
+            .where(shards.c.snapshot_id == snapshot_id, shards.c.number == manifest.shard_of(self._hash))
         ).one_or_none()
         row = None if shard is None else find_row(folder / shard.path, self._hash)
         if shard is None or row is None:
             return None
+        row = replace(row, variant=bound_variant(row.variant, shard.decided_variant))
         return row, row_outcome(self._connection, self._store, shard.id, row.row)
 
     def _left_out_by(self, folder: StorePath, manifest: Manifest) -> Iterator[str]:

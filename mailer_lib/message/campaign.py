@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -35,6 +36,7 @@ from mailer_lib.settings import Settings
 from mailer_lib.shard.recipient import AttributeValue
 from mailer_lib.terms import TemplateKind
 
+STOP = "stop"  # of `otherwise`
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(m|h|d)")
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
@@ -95,6 +97,28 @@ class VariantSpec(_Part):
     subject: str | None = None
     preheader: str | None = None
     template: TemplateSource | None = None
+
+
+class SliceSpec(_Part):
+    """Who gets the variants at once, while the rest waits for a person's decision on which of them it gets."""
+
+    percent: float | None = Field(default=None, gt=0, lt=100)
+    people: int | None = Field(default=None, ge=1)
+    decide_within: Duration | None = None  # from when the slice was sent
+    otherwise: str | None = None  # STOP, or the variant that the rest gets then
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.percent is None) == (self.people is None):
+            raise ValueError("give either `percent` or `people`")
+        if (self.decide_within is None) != (self.otherwise is None):
+            raise ValueError(
+                f"`decide_within` and `otherwise` ({STOP}, or a variant) belong together; without them the send waits "
+                "until it expires"
+            )
+        if self.decide_within is not None and self.decide_within <= timedelta(0):
+            raise ValueError("`decide_within` must be longer than nothing")
+        return self
 
 
 class Tracking(_Part):
@@ -173,6 +197,7 @@ class Campaign(_Part):
     sending_pool: str = "main"
     tracking: Tracking = Tracking()
     variants: tuple[VariantSpec, ...] = ()
+    test_slice: SliceSpec | None = None
     postal_address: str = ""
     values: dict[str, JsonValue] = {}
     defaults: dict[str, AttributeValue] = {}
@@ -206,6 +231,22 @@ class Campaign(_Part):
             raise ValueError("one variant at least needs a weight above 0")
         if len(value) > 100:
             raise ValueError("at most 100 variants")
+        return value
+
+    @field_validator("test_slice")
+    @classmethod
+    def _has_something_to_test(cls, value: SliceSpec | None, info: ValidationInfo) -> SliceSpec | None:
+        variants: tuple[VariantSpec, ...] = info.data.get("variants", ())
+        if value is None or "variants" not in info.data:  # those have a mistake of their own
+            return value
+        tested = [variant.name for variant in variants if variant.weight]
+        if len(tested) < 2:
+            raise ValueError("needs two `variants` with a weight above 0 at least: there is nothing to decide on")
+        if value.otherwise is not None and value.otherwise not in (STOP, *tested):
+            known = ", ".join(tested)
+            raise ValueError(f"`otherwise` is {STOP} or one of the variants {known}, not {value.otherwise!r}")
+        if STOP in tested and value.otherwise == STOP:
+            raise ValueError(f"`otherwise: {STOP}` could mean the variant of that name; give it another name")
         return value
 
     @property

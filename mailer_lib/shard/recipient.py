@@ -12,7 +12,7 @@ SHARD_COLUMNS = (
     ("address", "string"),  # deliverable: local part as given, domain in ASCII (IDNA)
     ("domain", "string"),
     ("provider", "string"),
-    ("variant", "int8"),  # index into the bundle's variants
+    ("variant", "int8"),  # index into the bundle's variants; REST: whatever a person decides after the test slice
     ("given_name", "string"),
     ("family_name", "string"),
     ("locale", "string"),
@@ -20,6 +20,7 @@ SHARD_COLUMNS = (
     # then one column for each attribute that is used: "attribute.<key>", typed by its declaration
 )
 ATTRIBUTE_PREFIX = "attribute."
+REST = -1  # variant of a row outside the test slice
 
 AttributeValue: TypeAlias = str | float | bool | list[str] | None  # dates as ISO 8601 text
 
@@ -40,3 +41,8 @@ class Recipient:
     locale: str | None = None
     timezone: str | None = None
     attributes: Mapping[str, AttributeValue] = field(default_factory=dict)
+
+
+def bound_variant(variant: int, decided: int | None) -> int:
+    """The variant that a row gets: its own, or for the rest of a test slice the one decided on. ``REST``: not yet."""
+    return decided if variant == REST and decided is not None else variant

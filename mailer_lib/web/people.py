@@ -26,6 +26,7 @@ class SendFacts:
     list_id: int
     list_title: str
     content_hash: str | None
+    decided_variant: int | None = None  # what the rest of a test slice got
 
     @property
     def ref(self) -> str:
@@ -43,7 +44,14 @@ class Person:
 
 def send_facts(connection: Connection, send_id: int) -> SendFacts | None:
     row = connection.execute(
-        select(campaigns.c.name, sends.c.edition, campaigns.c.list_id, lists.c.title, sends.c.content_hash)
+        select(
+            campaigns.c.name,
+            sends.c.edition,
+            campaigns.c.list_id,
+            lists.c.title,
+            sends.c.content_hash,
+            sends.c.decided_variant,
+        )
         .join_from(sends, campaigns)
         .join(lists, lists.c.id == campaigns.c.list_id)
         .where(sends.c.id == send_id)

@@ -18,7 +18,7 @@ from mailer_lib.message.campaign import CampaignError
 from mailer_lib.message.compile import load_bundle
 from mailer_lib.message.preview import Preview, render_preview
 from mailer_lib.settings import Settings
-from mailer_lib.shard.recipient import Recipient
+from mailer_lib.shard.recipient import Recipient, bound_variant
 from mailer_lib.tokens import TokenKind, send_token_key
 from mailer_lib.web import pages
 from mailer_lib.web.doors import doors, texts
@@ -43,6 +43,7 @@ def view(request: Request) -> Response:
     words = texts(request, recipient.locale if recipient else row.locale if row else None)
     if bundle is None or recipient is None:
         return pages.note(words, words.expired_title, words.expired, status=410)
+    recipient = replace(recipient, variant=bound_variant(recipient.variant, facts.decided_variant if facts else None))
     try:
         builder = MessageBuilder(bundle, dkim_key_pem=None, token_key=send_token_key(door.token_key, token.send_id))
         rendered = builder.render(recipient)

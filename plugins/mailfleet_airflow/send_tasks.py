@@ -121,7 +121,7 @@ def report(send: dict[str, Any] | None) -> dict[str, Any]:
     from mailer_lib.dispatch import steps
 
     context = get_current_context()
-    broken = failed_tasks(context["ti"], but=("dispatch", "report"))
+    broken = failed_tasks(context["ti"], but=("dispatch", "dispatch_rest", "report"))
     if send is None:
         raise AirflowFailException("nothing was opened: the log of the task *open* says why")
     if broken:  # a task that was killed had no last word of its own

@@ -1,11 +1,13 @@
 """The choice of the next message and the story of each row, on a clock of the test's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mailer_lib.agent.backlog import Backlog, Backoff, Outgoing, queue_id
 from mailer_lib.agent.breaker import Breakers
+from mailer_lib.agent.folder import JobError
 from mailer_lib.agent.job import BreakerRules, LeaseGrant
 from mailer_lib.agent.lease import Lease, ShardRows
 from mailer_lib.agent.ledger import LedgerState, Opened
@@ -15,6 +17,7 @@ from mailer_lib.agent.smtp.protocol import Stage
 from mailer_lib.agent.smtp.replies import Reply
 from mailer_lib.agent.suppressions import LateSuppressions
 from mailer_lib.message.builder import MessageBuilder
+from mailer_lib.shard.recipient import REST
 from mailer_lib.terms import Outcome
 from mailer_lib.tokens import send_token_key
 from tests.support_agent import SEND_ID, TOKEN_KEY, JobBuilder, recipients, sink_server, small_bundle
@@ -88,6 +91,23 @@ def test_granted_rows_come_once_in_order(tmp_path: Path) -> None:
     assert not world.backlog.dry
     assert [outgoing.row for outgoing in world.drain()] == [4, 5]
     assert world.backlog.left == 6
+
+
+def test_a_row_of_the_rest_is_built_with_the_variant_decided_on_and_never_before(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    people = [replace(person, variant=REST if row >= 2 else 0) for row, person in enumerate(world.people)]
+    given = world.job.add_shard(people)
+    lease = world.open(given.model_copy(update={"granted_through": 2}))
+    assert [outgoing.row for outgoing in world.drain()] == [0, 1]
+    lease.grant(given.model_copy(update={"granted_through": 3}))
+    world.backlog.granted(lease)
+    with pytest.raises(JobError, match="row 2 was granted, but nobody has decided"):
+        world.backlog.next()
+    lease.grant(given.model_copy(update={"granted_through": 5, "rest_variant": 0}))
+    world.backlog.granted(lease)
+    assert [outgoing.recipient.variant for outgoing in world.drain()] == [0, 0]
+    with pytest.raises(JobError, match="was to get variant 0, now 1"):
+        lease.grant(given.model_copy(update={"granted_through": 6, "rest_variant": 1}))
 
 
 def test_nothing_begins_while_sending_is_off(tmp_path: Path) -> None:

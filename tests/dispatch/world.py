@@ -10,6 +10,7 @@ from sqlalchemy import Engine, insert, select
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.files import replace_file
 from mailer_lib.audience.manifest import Counts, CriteriaText, Manifest, ShardEntry
+from mailer_lib.audience.plan import Slice
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import (
     campaigns,
@@ -27,6 +28,7 @@ from mailer_lib.identity import message_key
 from mailer_lib.message.campaign import Campaign
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import shard_schema, write_shard
+from mailer_lib.shard.recipient import REST
 from mailer_lib.shard.store import store
 from mailer_lib.terms import Control, SendMode, SendState, ServerState, ShardState, SnapshotState
 
@@ -63,8 +65,21 @@ class World:
         with write(self.engine) as connection:
             return int(connection.execute(insert(sends).values(row)).inserted_primary_key[0])
 
-    def publish(self, send_id: int, sizes: list[int], *, phase: int = 1, people_from: int = 0) -> str:
-        """A phase with shards of these sizes, files included. Returns its path below the store."""
+    def publish(
+        self,
+        send_id: int,
+        sizes: list[int],
+        *,
+        phase: int = 1,
+        people_from: int = 0,
+        slices: list[int] | None = None,
+        rule: Slice | None = None,
+    ) -> str:
+        """A phase with shards of these sizes, files included. Returns its path below the store.
+
+        ``slices``: how many of each shard's rows are the test slice.
+        """
+        rule = rule or Slice(percent=10, through="0" * 16) if slices is not None else None
         identity = self.settings.identity()
         with read(self.engine) as connection:
             edition = connection.scalar(select(sends.c.edition).where(sends.c.id == send_id))
@@ -75,7 +90,8 @@ class World:
         by_provider: dict[str, int] = {}
         for number, size in enumerate(sizes):
             rows = []
-            for _ in range(size):
+            sliced = None if slices is None else slices[number]
+            for place in range(size):
                 provider = PROVIDERS[person % len(PROVIDERS)]
                 address = f"p{person}@{provider}.example"
                 address_hash = identity.address_hash(address)
@@ -88,7 +104,7 @@ class World:
                         "address": address,
                         "domain": f"{provider}.example",
                         "provider": provider,
-                        "variant": person % 2,
+                        "variant": person % 2 if sliced is None or place < sliced else REST,
                         "given_name": f"P{person}",
                         "family_name": None,
                         "locale": None,
@@ -98,7 +114,7 @@ class World:
                 person += 1
             name = f"shard={number:04d}/part-0.parquet"
             sha256 = write_shard(folder / name, pa.Table.from_pylist(rows, schema=shard_schema()))
-            entries.append(ShardEntry(path=name, rows=size, sha256=sha256, number=number))
+            entries.append(ShardEntry(path=name, rows=size, sha256=sha256, number=number, slice_rows=sliced))
         at = now()
         manifest = Manifest(
             campaign=self.campaign,
@@ -108,6 +124,7 @@ class World:
             list_id=self.list_id,
             criteria=CriteriaText(source="criteria", name="all", rules={}, sha256=""),
             weights=(1, 1),
+            test_slice=rule,
             as_of=at,
             max_contact_id=person,
             published_at=at,
@@ -152,6 +169,7 @@ class World:
                         number=entry.number,
                         path=entry.path,
                         rows=entry.rows,
+                        slice_rows=entry.slice_rows,
                         sha256=entry.sha256,
                         state=ShardState.OPEN,
                     )

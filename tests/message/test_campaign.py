@@ -130,6 +130,15 @@ approval: {required: false, approvers: [ann]}
         ("variants: [{name: A}, {name: A}]", "line 8, variants: two variants have the same name"),
         ("variants: [{name: A, weight: 0}]", "a weight above 0"),
         ("variants: [{name: A, weight: many}]", "variants.0.weight: input should be a valid integer"),
+        ("test_slice: {percent: 10}", "line 8, test_slice: needs two `variants` with a weight above 0"),
+        ("test_slice: {}", "line 8, test_slice: give either `percent` or `people`"),
+        ("test_slice: {percent: 100}", "test_slice.percent: input should be less than 100"),
+        (
+            "test_slice: {people: 9, decide_within: 2h}",
+            "test_slice: `decide_within` and .* belong together",
+        ),
+        ("test_slice: {people: 9, decide_within: 0h, otherwise: stop}", "`decide_within` must be longer"),
+        ("test_slice: {people: 9, seed: x}", "test_slice.seed: there is no such field"),
         ("name: [", "line 8.*not valid YAML|line 9.*not valid YAML"),
     ],
 )
@@ -142,6 +151,24 @@ def test_a_mistake_is_named_with_file_line_and_field(tmp_path: Path, wrong: str,
     with pytest.raises(CampaignError, match=says) as caught:
         load_campaign(write_files(tmp_path, text))
     assert "campaign.yaml" in str(caught.value)
+
+
+TESTED = (
+    "variants: [{name: A}, {name: B}, {name: C, weight: 0}]\ntest_slice: {percent: 10, decide_within: 6h, otherwise: "
+)
+
+
+def test_what_happens_without_a_decision_is_stop_or_one_of_the_variants_tested(tmp_path: Path) -> None:
+    for word in ("stop", "A", "B"):
+        made = load_campaign(write_files(tmp_path, f"{YAML}{TESTED}{word}}}\n"))
+        assert made.test_slice is not None and made.test_slice.otherwise == word
+        assert made.test_slice.decide_within == timedelta(hours=6)
+        assert Campaign.model_validate(made.definition()).test_slice == made.test_slice
+    with pytest.raises(CampaignError, match=r"line 9, test_slice: `otherwise` is stop or .* A, B, not 'C'"):
+        load_campaign(write_files(tmp_path, f"{YAML}{TESTED}C}}\n"))
+    both = f"{YAML}{TESTED}stop}}\n".replace("name: B", "name: stop")
+    with pytest.raises(CampaignError, match="could mean the variant of that name"):
+        load_campaign(write_files(tmp_path, both))
 
 
 def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:

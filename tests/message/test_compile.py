@@ -71,6 +71,16 @@ def test_an_edit_before_approval_counts(engine: Engine, settings: Settings, send
     assert links(engine) == ["https://shop.example/b"]
 
 
+def test_the_hash_covers_every_variant(engine: Engine, settings: Settings, send_id: int, tmp_path: Path) -> None:
+    def hashed(subject: str, weight: int) -> str:
+        more = f"variants:\n  - {{name: A}}\n  - {{name: B, weight: {weight}, subject: {subject}}}\n"
+        save_campaign(engine, settings, load_campaign(write_files(tmp_path, YAML + more, page_html=LINKED)), "ann")
+        return freeze_bundle(engine, settings, send_id).content_hash
+
+    assert hashed("One", 1) == hashed("One", 1)
+    assert len({hashed("One", 1), hashed("Two", 1), hashed("One", 2)}) == 3
+
+
 @pytest.mark.parametrize("change", [{"state": SendState.APPROVED}, {"state": SendState.FINISHED, "started_at": now()}])
 def test_an_edit_after_approval_or_a_first_message_does_not(
     engine: Engine, settings: Settings, send_id: int, tmp_path: Path, change: dict[str, object]
