@@ -147,6 +147,13 @@ class ServerState(StrEnum):
     FENCED = "fenced"
 
 
+class CapSpan(StrEnum):
+    """The time over which a cap counts, in UTC."""
+
+    HOUR = "hour"
+    DAY = "day"
+
+
 class ChannelKind(StrEnum):
     LOCAL = "local"
     SSH = "ssh"

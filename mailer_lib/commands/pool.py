@@ -58,3 +58,26 @@ def limit(
     with open_context() as context, write(context.engine) as connection:
         pools.set_limit(connection, name, provider, wanted, actor=context.actor)
     console().print(f"{name}: {provider} {'without a limit' if wanted is None else f'at most {wanted:,} an hour'}")
+
+
+@app.command()
+def warmup(
+    name: Name,
+    ramp: Annotated[
+        list[str] | None,
+        typer.Argument(help="Messages on a server's first day, its second, …; or `default`: the published ramp."),
+    ] = None,
+) -> None:
+    """The ramp of the pool's warming servers; with numbers, set it. A server may have its own (`server warmup`)."""
+    from mailer_lib.commands.ramp import parse_ramp
+    from mailer_lib.database.engine import write
+    from mailer_lib.fleet import pools
+    from mailer_lib.fleet.warmup import effective_ramp, set_pool_ramp
+
+    with open_context() as context, write(context.engine) as connection:
+        if ramp:
+            set_pool_ramp(connection, name, parse_ramp(ramp), actor=context.actor)
+        pool = pools.get(connection, name)
+    whose = "its own" if pool.warmup else "the default"
+    quotas = ", ".join(f"{quota:,}" for quota in effective_ramp(None, pool.warmup))
+    console().print(f"ramp of {name} ({whose}): {quotas}")

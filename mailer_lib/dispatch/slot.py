@@ -18,7 +18,9 @@ from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
+from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
 from mailer_lib.dispatch.channel import Channel, LocalChannel
+from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.job_files import bundle_bytes, make_job
 from mailer_lib.dispatch.lease import (
     Lease,
@@ -110,6 +112,8 @@ class View:
     limits: Limits
     open_shards: int  # that a slot could take
     unsettled_shards: int
+    caps: tuple[Cap, ...]  # of the server
+    at: datetime
 
 
 class SlotRunner:
@@ -203,6 +207,7 @@ class SlotRunner:
         return None
 
     def _look(self) -> View:
+        at = now()
         with read(self.engine) as connection:
             send = get_send(connection, self.send_id)
             server_state = connection.scalar(
@@ -216,7 +221,8 @@ class SlotRunner:
             by_state: dict[str, int] = {row[0]: row[1] for row in counted}
             held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
             limits = limits_for(connection, send, self.slot)
-        expired = send.expires_at is not None and send.expires_at <= now()
+            caps = caps_of_server(connection, self.slot.server_id, at)
+        expired = send.expires_at is not None and send.expires_at <= at
         server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
         return View(
             send=send,
@@ -225,6 +231,8 @@ class SlotRunner:
             limits=limits,
             open_shards=by_state.get(ShardState.OPEN, 0),
             unsettled_shards=sum(by_state.values()),
+            caps=caps,
+            at=at,
         )
 
     def _keep_claim(self) -> None:
@@ -324,6 +332,8 @@ class SlotRunner:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     def _take(self, view: View) -> None:
+        if room(view.caps) == 0:
+            return
         grantable = [t.lease.grantable for t in self.trackers.values()]
         open_leases = sum(rows > 0 for rows in grantable)
         while view.open_shards and wants_lease(
@@ -351,6 +361,7 @@ class SlotRunner:
         dry = outstanding == 0 and (self.settled > 0 or (status is not None and status.dry))
         self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
         most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
+        budget = room(view.caps)
         for lease_id in sorted(self.trackers):
             tracker = self.trackers[lease_id]
             lease = tracker.lease
@@ -366,10 +377,13 @@ class SlotRunner:
                 elsewhere=outstanding - own,
             )
             through = min(through, lease.granted_through + max(0, most - whole))
+            if budget is not None:
+                through = min(through, lease.granted_through + budget)
             if through > lease.granted_through:
                 extend_grant(self.engine, lease, through)
                 more = through - lease.granted_through
                 outstanding, whole = outstanding + more, whole + more
+                budget = None if budget is None else budget - more
                 self._renew_one(tracker)
 
     def _renew_one(self, tracker: LeaseTracker) -> None:
@@ -392,10 +406,13 @@ class SlotRunner:
                     break
 
     def _settle(self, view: View) -> None:
-        """End the leases that are through; when the slot winds down, give back what was never granted first."""
+        """End the leases that are through. When the slot winds down, or a cap is used up for longer, give back what was
+        never granted first: servers with room take it."""
+        cap = exhausted(view.caps)
+        gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
         for lease_id, tracker in list(self.trackers.items()):
             whole = tracker.lease.granted_through == tracker.lease.shard_rows
-            if view.wish.ending is not None and not whole:
+            if gives_back and not whole:
                 hand_back(self.engine, tracker.lease)
             if tracker.is_settled and (whole or view.wish.ending is not None or self._was_handed_back(tracker)):
                 tracker.kept.finish()
@@ -423,6 +440,9 @@ class SlotRunner:
             return self._end(SlotState.DONE)
         if view.wish.agent is Control.PAUSE:
             return self._end(SlotState.IDLE, view.wish.reason)
+        cap = exhausted(view.caps)
+        if cap is not None and view.open_shards:
+            return self._end(SlotState.IDLE, sentence(cap))
         with read(self.engine) as connection:
             working, gone = holders(connection, self.send_id, ended_after=self.patience)
         if working or view.open_shards or not gone:
@@ -495,7 +515,8 @@ class SlotRunner:
             state, reason = SlotState.STARTING, ""
         else:
             state = SlotState.WAITING if status.state == "waiting" else SlotState.SENDING
-            reason = status.reason
+            cap = exhausted(view.caps)
+            reason = sentence(cap) if cap is not None and status.dry else status.reason
         return SlotProgress(
             label=self.slot.label,
             state=state,

@@ -7,6 +7,8 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
+from mailer_lib.dispatch.caps import room
+from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import transact
 from mailer_lib.dispatch.plan import Slot
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
@@ -104,10 +106,13 @@ def holders(
     return sorted(working), sorted(gone)
 
 
-def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED_AFTER) -> bool:
+def worth_a_look(
+    engine: Engine, send_id: int, server_id: int | None = None, *, ended_after: timedelta = ENDED_AFTER
+) -> bool:
     """Whether an idle slot should call ``run_slot`` again: rows are free, or the send is over for it. Only reads.
 
-    ``ended_after``: the ``patience`` of that call.
+    ``server_id``: the slot's; while a cap of that server is used up, free rows are nothing to it. ``ended_after``: the
+    ``patience`` of that call.
     """
     with read(engine) as connection:
         send = connection.execute(
@@ -128,7 +133,9 @@ def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED
             return True
         if send.control == Control.PAUSE:
             return False
-        return ShardState.OPEN in states or not holders(connection, send_id, ended_after=ended_after)[0]
+        if ShardState.OPEN in states:
+            return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
+        return not holders(connection, send_id, ended_after=ended_after)[0]
 
 
 def forget(engine: Engine, send_id: int) -> None:

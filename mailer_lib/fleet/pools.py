@@ -16,6 +16,7 @@ class Pool:
     id: int
     name: str
     per_hour: dict[str, int] = field(default_factory=dict)  # by mailbox provider, for each server; absent: no limit
+    warmup: tuple[int, ...] | None = None  # ramp of its servers; None: the default
 
 
 def ensure(connection: Connection, name: str, *, actor: str) -> int:
@@ -54,7 +55,7 @@ def list_pools(connection: Connection) -> list[Pool]:
     for row in connection.execute(select(provider_limits).order_by(provider_limits.c.provider)):
         limits.setdefault(row.pool_id, {})[row.provider] = row.per_hour
     rows = connection.execute(select(sending_pools).order_by(sending_pools.c.name))
-    return [Pool(row.id, row.name, limits.get(row.id, {})) for row in rows]
+    return [Pool(row.id, row.name, limits.get(row.id, {}), tuple(row.warmup) if row.warmup else None) for row in rows]
 
 
 def set_limit(connection: Connection, name: str, provider: str, per_hour: int | None, *, actor: str) -> None:
