@@ -147,6 +147,16 @@ class ServerState(StrEnum):
     FENCED = "fenced"
 
 
+class Weekday(StrEnum):
+    MON = "mon"
+    TUE = "tue"
+    WED = "wed"
+    THU = "thu"
+    FRI = "fri"
+    SAT = "sat"
+    SUN = "sun"
+
+
 class CapSpan(StrEnum):
     """The time over which a cap counts, in UTC."""
 

@@ -319,7 +319,8 @@ provider_limits = Table(
     metadata,
     Column("pool_id", Id, ForeignKey("sending_pools.id"), primary_key=True),
     Column("provider", Exact(32), primary_key=True),
-    Column("per_hour", Integer, nullable=False, comment="for each server of the sending pool"),
+    Column("per_hour", Integer, comment="for each server of the sending pool; NULL: no such limit"),
+    Column("shared_per_hour", Integer, comment="for all its servers together; NULL: no such limit"),
     **_MYSQL,
 )
 
@@ -345,6 +346,7 @@ sends = Table(
     Column("state", Exact(24), nullable=False, comment="terms.SendState"),
     Column("control", Exact(8), nullable=False, server_default="run", comment="terms.Control"),
     Column("pace_per_s", Float, comment="of the whole send; NULL: as fast as the limits allow"),
+    Column("send_window", JSON(none_as_null=True), comment="message.send_window.SendWindow; NULL: at any time"),
     Column("content_hash", Exact(64), comment="sha256 of message.json"),
     Column("expires_at", UtcDateTime),
     Column("launched_by", String(200)),

@@ -16,7 +16,7 @@ HAND_BACK_FROM = timedelta(seconds=60)  # who waits less for a cap keeps the row
 
 def span_start(span: CapSpan, at: datetime) -> datetime:
     """When the hour or the day (UTC) that ``at`` lies in began."""
-    return at.replace(minute=0, second=0, microsecond=0, **({"hour": 0} if span is CapSpan.DAY else {}))
+    return at.replace(hour=0 if span is CapSpan.DAY else at.hour, minute=0, second=0, microsecond=0)
 
 
 def span_end(span: CapSpan, at: datetime) -> datetime:

@@ -46,6 +46,8 @@ from mailer_lib.dispatch.slot_rules import (
     intent,
     next_rate,
     wants_lease,
+    window_closes_at,
+    window_shut,
 )
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
@@ -226,7 +228,9 @@ class SlotRunner:
         server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
         return View(
             send=send,
-            wish=intent(send.state, send.control, server, expired=expired),
+            wish=intent(
+                send.state, send.control, server, expired=expired, window_shut=window_shut(send.send_window, at)
+            ),
             leases=held,
             limits=limits,
             open_shards=by_state.get(ShardState.OPEN, 0),
@@ -311,11 +315,13 @@ class SlotRunner:
             )
             for t in self.trackers.values()
         )
+        closes_at = window_closes_at(view.send.send_window, view.at)
         wanted = ControlFile(
             generation=self._control.generation if self._control else 0,
             control=view.wish.agent,
             limits=view.limits,
             expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
+            window_closes_at=closes_at.timestamp() if closes_at else None,
             leases=grants,
             complete=complete,
         )
@@ -508,7 +514,7 @@ class SlotRunner:
     def _progress(self, view: View) -> SlotProgress:
         status = self._fresh_status()
         if view.wish.agent is Control.PAUSE and self._has_paused(status):
-            state, reason = SlotState.PAUSED, view.wish.reason
+            state, reason = (SlotState.WAITING if view.wish.waits else SlotState.PAUSED), view.wish.reason
         elif view.wish.agent is Control.PAUSE:
             state, reason = SlotState.WAITING, "pausing: what is on its way is finished first"
         elif status is None:

@@ -11,7 +11,8 @@ from mailer_lib.dispatch.caps import room
 from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import transact
 from mailer_lib.dispatch.plan import Slot
-from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState, window_shut
+from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, LeaseState, SendState, ShardState
 
 GONE_AFTER = timedelta(minutes=5)  # a slot that said nothing for so long is not coming back by itself
@@ -116,7 +117,7 @@ def worth_a_look(
     """
     with read(engine) as connection:
         send = connection.execute(
-            select(sends.c.state, sends.c.control, sends.c.expires_at).where(sends.c.id == send_id)
+            select(sends.c.state, sends.c.control, sends.c.expires_at, sends.c.send_window).where(sends.c.id == send_id)
         ).one()
         if send.state != SendState.RUNNING or send.control == Control.STOP:
             return True
@@ -132,6 +133,8 @@ def worth_a_look(
         if not states:
             return True
         if send.control == Control.PAUSE:
+            return False
+        if send.send_window is not None and window_shut(SendWindow.model_validate(send.send_window), now()):
             return False
         if ShardState.OPEN in states:
             return server_id is None or room(caps_of_server(connection, server_id, now())) != 0

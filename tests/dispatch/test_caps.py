@@ -235,3 +235,25 @@ def test_what_a_quota_holds_back_expires_with_the_send(world: World, sink: SinkP
     assert worth_a_look(world.engine, send_id, world.servers[0])
     report = run_slot(world.engine, world.settings, send_id, world.slot())
     assert (report.state, report.injected, received(sink)) == (SlotState.EXPIRED, 20, 20)
+
+
+def window_around(begins: timedelta, ends: timedelta) -> dict[str, object]:
+    at = now().replace(second=0)
+    return {"from": f"{at + begins:%H:%M}", "until": f"{at + ends:%H:%M}", "timezone": "UTC"}
+
+
+def test_outside_its_send_window_a_send_hands_nothing_over_and_says_until_when(world: World, sink: SinkProcess) -> None:
+    equip(world, sink)
+    shut = window_around(timedelta(hours=2), timedelta(hours=4))
+    send_id = ready_send(world, [20], send_window=shut)
+    report = run_slot(world.engine, world.settings, send_id, world.slot())
+    assert report.state is SlotState.IDLE
+    assert f"{shut['from']} UTC: outside the send window" in report.reason
+    assert not worth_a_look(world.engine, send_id)
+    assert received(sink) == granted_today(world) == 0
+    with write(world.engine) as connection:
+        open_now = window_around(timedelta(hours=-2), timedelta(hours=2))
+        connection.execute(update(sends).values(send_window=open_now))
+    assert worth_a_look(world.engine, send_id)
+    report = run_slot(world.engine, world.settings, send_id, world.slot())
+    assert (report.state, received(sink)) == (SlotState.DONE, 20)
