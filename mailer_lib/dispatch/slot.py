@@ -364,10 +364,10 @@ class SlotRunner:
         soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in self.trackers.items()}
         outstanding = sum(rows for rows, _ in soon.values())
         whole = sum(rows for _, rows in soon.values())
-        dry = outstanding == 0 and (self.settled > 0 or (status is not None and status.dry))
+        budget = room(view.caps)
+        dry = outstanding == 0 and budget != 0 and (self.settled > 0 or (status is not None and status.dry))
         self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
         most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
-        budget = room(view.caps)
         for lease_id in sorted(self.trackers):
             tracker = self.trackers[lease_id]
             lease = tracker.lease
