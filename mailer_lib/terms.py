@@ -148,6 +148,23 @@ class ServerState(StrEnum):
     FENCED = "fenced"
 
 
+class Weekday(StrEnum):
+    MON = "mon"
+    TUE = "tue"
+    WED = "wed"
+    THU = "thu"
+    FRI = "fri"
+    SAT = "sat"
+    SUN = "sun"
+
+
+class CapSpan(StrEnum):
+    """The time over which a cap counts, in UTC."""
+
+    HOUR = "hour"
+    DAY = "day"
+
+
 class ChannelKind(StrEnum):
     LOCAL = "local"
     SSH = "ssh"

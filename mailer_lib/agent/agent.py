@@ -200,12 +200,17 @@ class Agent:
     def _expires_at(self) -> float | None:
         return self._control.expires_at if self._control.expires_at is not None else self._job.expires_at
 
+    @property
+    def _window_closed(self) -> bool:
+        return self._control.window_closes_at is not None and time.time() >= self._control.window_closes_at
+
     def _steer(self) -> None:
         """What may be sent now, and what never will be."""
         expired = self._expires_at is not None and time.time() >= self._expires_at
         stopped = self._control.control is Control.STOP
         self._backlog.sending = (
             self._started
+            and not self._window_closed
             and not self._leaving
             and not expired
             and self._error is None
@@ -288,6 +293,8 @@ class Agent:
             return "settling", "looking into the MTA's records for messages in doubt"
         if self._control.control is Control.PAUSE:
             return "paused", "paused by an operator"
+        if self._window_closed:
+            return "waiting", "the send window is over"
         if relay.trouble and not relay.connections:
             return "waiting", relay.reason()
         if self._control.generation == 0:

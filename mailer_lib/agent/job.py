@@ -128,6 +128,7 @@ class ControlFile(ProtocolFile):
     control: Control = Control.RUN
     limits: Limits = Limits()  # replaces job.json's
     expires_at: float | None = None  # replaces job.json's
+    window_closes_at: float | None = None  # Unix seconds: nothing is begun from then on, whatever the slot does
     leases: tuple[LeaseGrant, ...] = ()
     complete: bool = False  # no more leases will come: settle these and exit
 

@@ -6,7 +6,7 @@ timer catch up, and never more than a second.
 """
 
 from collections.abc import Mapping
-from math import inf
+from math import floor, inf
 
 BURST_S = 0.1
 MAX_BURST_S = 1.0
@@ -33,10 +33,18 @@ class Bucket:
             return inf
         return max(now, self._arrival - self._tolerance)
 
-    def take(self, now: float) -> None:
-        """One message passes at ``now``, which ``next_allowed_at`` allowed."""
-        if self._interval:
-            self._arrival = max(now, self._arrival) + self._interval
+    def passing(self, now: float, until: float) -> float:
+        """How many messages pass from ``now`` to ``until`` if each goes as soon as it may; inf: all that there are."""
+        if self._interval == inf or self.next_allowed_at(now) > until:
+            return 0
+        if not self._interval:
+            return inf
+        return floor((until + self._tolerance - max(now, self._arrival)) / self._interval) + 1
+
+    def take(self, now: float, messages: int = 1) -> None:
+        """One message passes at ``now``, which ``next_allowed_at`` allowed; or several of those ``passing`` then."""
+        if self._interval and messages:
+            self._arrival = max(now, self._arrival) + messages * self._interval
 
     def changed(self, per_s: float | None, now: float) -> "Bucket":
         """A bucket under a new limit that owes what this one owed, at most one interval of the new limit."""

@@ -35,6 +35,7 @@ def add(
     slots: Annotated[int | None, typer.Option(help="Agent processes, one a core.  [1]")] = None,
     connections: Annotated[int | None, typer.Option(help="SMTP connections of each slot.  [4]")] = None,
     per_hour: Annotated[int | None, typer.Option(help="Messages an hour at most, to all providers together.")] = None,
+    per_day: Annotated[int | None, typer.Option(help="Messages on a day (UTC) at most.")] = None,
     state: Annotated[ServerState | None, typer.Option(help="[active]")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Change a server that is there already.")] = False,
 ) -> None:
@@ -48,7 +49,7 @@ def add(
         "name": name, "pool": pool, "helo_name": helo_name, "smtp_host": smtp_host, "smtp_port": smtp_port,
         "smtp_security": smtp_security, "smtp_user": smtp_user, "smtp_password_ref": smtp_password_ref, "mta": mta,
         "mta_log": mta_log, "mta_spool": mta_spool, "channel": channel, "host": host, "slots": slots,
-        "connections": connections, "per_hour": per_hour, "state": state,
+        "connections": connections, "per_hour": per_hour, "per_day": per_day, "state": state,
     }  # fmt: skip
     spec = servers.make_spec(**values)
     with open_context() as context, write(context.engine) as connection:
@@ -65,7 +66,7 @@ def list_(pool: Annotated[str | None, typer.Option(help="Only this sending pool.
     with open_context() as context, read(context.engine) as connection:
         pool_id = pools.get(connection, pool).id if pool else None
         found = servers.list_servers(connection, pool_id=pool_id)
-    table = Table("dispatch server", "sending pool", "state", "channel", "slots", "MTA", "per hour")
+    table = Table("dispatch server", "sending pool", "state", "channel", "slots", "MTA", "per hour", "per day")
     for server in found:
         table.add_row(
             server.name,
@@ -75,6 +76,7 @@ def list_(pool: Annotated[str | None, typer.Option(help="Only this sending pool.
             str(server.slots),
             f"{server.mta} {server.smtp_host}:{server.smtp_port}",
             f"{server.per_hour:,}" if server.per_hour else "no limit",
+            f"{server.per_day:,}" if server.per_day else "no limit",
         )
     console().print(table)
 
@@ -100,3 +102,39 @@ def state(name: Name, state: Annotated[ServerState, typer.Argument(help="The new
     with open_context() as context, write(context.engine) as connection:
         servers.set_state(connection, name, state, actor=context.actor)
     console().print(f"dispatch server {name}: {state}")
+
+
+@app.command()
+def warmup(
+    name: Name,
+    ramp: Annotated[
+        list[str] | None,
+        typer.Argument(help="Messages on its first day, its second, …; or `default`: as its sending pool has it."),
+    ] = None,
+) -> None:
+    """The ramp that a warming server is held to, and where it stands; with numbers, set one for this server.
+
+    It holds while the server's state is `warming`: days are counted in UTC from the first on which it sent.
+    """
+    from mailer_lib.commands.ramp import parse_ramp
+    from mailer_lib.database.engine import now, write
+    from mailer_lib.dispatch.grant_counts import used_at
+    from mailer_lib.fleet import servers, warmup
+    from mailer_lib.terms import CapSpan
+
+    with open_context() as context, write(context.engine) as connection:
+        if ramp:
+            warmup.set_server_ramp(connection, name, parse_ramp(ramp), actor=context.actor)
+        server = servers.get(connection, name)
+        quotas, whose = warmup.ramp_of_server(connection, name)
+        at = now()
+        granted = used_at(connection, server.id, at).get(CapSpan.DAY, 0)
+    day = warmup.day_of(server.warming_from, at)
+    today = warmup.quota(quotas, day)
+    console().print(f"ramp ({whose}): {', '.join(f'{quota:,}' for quota in quotas)}")
+    if server.state is not ServerState.WARMING:
+        console().print(f"{name} is {server.state}: no quota holds; {granted:,} granted today")
+    elif today is None:
+        console().print(f"{name} is through its ramp: `mailfleet server state {name} active` ends warming")
+    else:
+        console().print(f"{name} is on day {day} of {len(quotas)}: {granted:,} of {today:,} are granted today")

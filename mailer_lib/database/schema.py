@@ -278,6 +278,7 @@ sending_pools = Table(
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
     Column("name", Exact(64), nullable=False, unique=True),
+    Column("warmup", JSON(none_as_null=True), comment="ramp: messages on each day; NULL: fleet.warmup.DEFAULT_RAMP"),
     Column("created_at", UtcDateTime, nullable=False),
     **_MYSQL,
 )
@@ -303,6 +304,9 @@ dispatch_servers = Table(
     Column("helo_name", Exact(253), nullable=False),
     Column("connections", SmallInteger, nullable=False, server_default="4"),
     Column("per_hour", Integer, comment="NULL: no limit of its own"),
+    Column("per_day", Integer, comment="rows granted on a day in UTC; NULL: no cap of its own"),
+    Column("warmup", JSON(none_as_null=True), comment="ramp: messages on each day; NULL: the sending pool's"),
+    Column("warming_from", UtcDateTime, comment="midnight of the first day that something was granted while warming"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     CheckConstraint("slots BETWEEN 1 AND 64", name="slots"),
@@ -315,7 +319,18 @@ provider_limits = Table(
     metadata,
     Column("pool_id", Id, ForeignKey("sending_pools.id"), primary_key=True),
     Column("provider", Exact(32), primary_key=True),
-    Column("per_hour", Integer, nullable=False, comment="for each server of the sending pool"),
+    Column("per_hour", Integer, comment="for each server of the sending pool; NULL: no such limit"),
+    Column("shared_per_hour", Integer, comment="for all its servers together; NULL: no such limit"),
+    **_MYSQL,
+)
+
+grant_counts = Table(  # caps and warm-up quotas are held by it: it grows in the transaction that grants rows
+    "grant_counts",
+    metadata,
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), primary_key=True),
+    Column("span", Exact(8), primary_key=True, comment="terms.CapSpan"),
+    Column("starts_at", UtcDateTime, primary_key=True),
+    Column("rows", Integer, nullable=False, comment="granted since; a granted row is never taken back"),
     **_MYSQL,
 )
 
@@ -331,6 +346,7 @@ sends = Table(
     Column("state", Exact(24), nullable=False, comment="terms.SendState"),
     Column("control", Exact(8), nullable=False, server_default="run", comment="terms.Control"),
     Column("pace_per_s", Float, comment="of the whole send; NULL: as fast as the limits allow"),
+    Column("send_window", JSON(none_as_null=True), comment="message.send_window.SendWindow; NULL: at any time"),
     Column("content_hash", Exact(64), comment="sha256 of message.json"),
     Column("expires_at", UtcDateTime),
     Column("launched_by", String(200)),

@@ -177,7 +177,7 @@ def run_slots(
                 )
                 if report.state is not SlotState.IDLE:
                     return report
-                while not should_stop() and not worth_a_look(engine, send_id, ended_after=PATIENCE):
+                while not should_stop() and not worth_a_look(engine, send_id, slot.server_id, ended_after=PATIENCE):
                     time.sleep(IDLE_LOOK_S)
         except BaseException:
             failed.set()  # the others end in order too, and give back what they were not granted

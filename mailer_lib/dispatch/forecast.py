@@ -1,19 +1,32 @@
 """When will it be done? A fluid model of a send: every provider's queue flows as fast as the limits let it. Pure.
 
 All rates are messages a second. The capacity of the servers is shared among providers in proportion to what they still
-have; what a provider's limit leaves unused goes to the others; when one is done the shares are dealt anew.
+have; what a provider's limit leaves unused goes to the others; when one is done the shares are dealt anew. A server
+whose cap or warm-up quota is used up gives nothing until the next hour or day; outside the send window nobody does.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from math import inf
 
 from sqlalchemy import Connection, select
 
+from mailer_lib.database.engine import now
 from mailer_lib.database.schema import dispatch_servers, provider_limits
+from mailer_lib.dispatch.caps import Cap, CapRules, caps_at, span_start
+from mailer_lib.dispatch.grant_counts import rules_of, used_at
 from mailer_lib.dispatch.lease import MAY_TAKE
 from mailer_lib.dispatch.sends import SendRecord
+from mailer_lib.message.send_window import SendWindow
+from mailer_lib.terms import CapSpan
 
 ASSUMED_SLOT_PER_S = 300.0  # of a slot without limits, behind a plain MTA; the report shows the measured rate
+HORIZON = timedelta(days=366)  # what takes longer is forecast as never
+ONE_ROW = 1 - 1e-6  # less is left of a cap only as a rounding error
+SHORTEST_S = 0.001
+NO_CAPS = CapRules("")
 
 
 @dataclass(frozen=True)
@@ -21,7 +34,7 @@ class ProviderForecast:
     provider: str
     messages: int
     done_after_s: float  # inf: never
-    bound_by: str  # what decides: "limit of gmail", "capacity", "pace"
+    bound_by: str  # what held it for longest: "limit of gmail", "capacity", "pace", "send window", a cap by name
 
 
 @dataclass(frozen=True)
@@ -52,43 +65,127 @@ def _finite(seconds: float) -> float | None:
 
 
 @dataclass(frozen=True)
+class ServerCapacity:
+    """What one server can do. ``used``: rows granted to it in the present hour and on the present day."""
+
+    per_s: float
+    rules: CapRules = NO_CAPS
+    used: Mapping[CapSpan, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Capacity:
     """What a send can use. ``provider_per_s``: over all its servers."""
 
-    per_s: float
+    servers: tuple[ServerCapacity, ...]
     provider_per_s: Mapping[str, float]
     pace_per_s: float | None = None
+    window: SendWindow | None = None
 
 
-def forecast(messages: Mapping[str, int], capacity: Capacity) -> Forecast:
+class _ServerFlow:
+    """A server in the model: how fast it may flow, and what it has used of its caps."""
+
+    def __init__(self, capacity: ServerCapacity, at: datetime) -> None:
+        self.per_s = capacity.per_s
+        self.rules = capacity.rules
+        self._used: dict[tuple[CapSpan, datetime], float] = {
+            (span, span_start(span, at)): rows for span, rows in capacity.used.items()
+        }
+
+    def caps(self, at: datetime) -> list[tuple[Cap, float]]:
+        """Each cap with what is left of it."""
+        return [
+            (cap, max(0.0, cap.rows - self._used.get((cap.span, span_start(cap.span, at)), 0.0)))
+            for cap in caps_at(self.rules, {}, at)
+        ]
+
+    def binding(self, at: datetime) -> Cap | None:
+        """The cap that has to be waited for; None: it can flow."""
+        used_up = [cap for cap, left in self.caps(at) if left < ONE_ROW]
+        return max(used_up, key=lambda cap: cap.ends_at, default=None)
+
+    def flow(self, rows: float, at: datetime) -> None:
+        for span in CapSpan:
+            key = span, span_start(span, at)
+            self._used[key] = self._used.get(key, 0.0) + rows
+        if rows and self.rules.ramp is not None and self.rules.warming_from is None:
+            self.rules = replace(self.rules, warming_from=span_start(CapSpan.DAY, at))
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A time over which nothing changes but how much is left."""
+
+    lasts_s: float
+    rates: dict[str, float]  # by provider
+    bound_by: str
+    flowing: list[_ServerFlow]
+
+
+def forecast(messages: Mapping[str, int], capacity: Capacity, starts_at: datetime) -> Forecast:
     """When each provider's messages are handed over, and all of them."""
-    paced = capacity.pace_per_s is not None and capacity.pace_per_s < capacity.per_s
-    total_rate = capacity.pace_per_s if paced and capacity.pace_per_s is not None else capacity.per_s
-    whole = "pace" if paced else "capacity"
+    servers = [_ServerFlow(server, starts_at) for server in capacity.servers if server.per_s > 0]
     left = {provider: float(count) for provider, count in messages.items() if count > 0}
     done: dict[str, ProviderForecast] = {}
-    clock = 0.0
-    while left:
-        rates = _deal(left, total_rate, capacity.provider_per_s)
+    held_s: dict[str, Counter[str]] = {provider: Counter() for provider in left}
+    clock_s = 0.0
+    while left and servers and clock_s < HORIZON.total_seconds():
+        stretch = _stretch(left, servers, capacity, starts_at + timedelta(seconds=clock_s))
+        rates = stretch.rates
         flowing = {provider: left[provider] / rate for provider, rate in rates.items() if rate > 0}
-        if not flowing:
-            for provider in left:
-                done[provider] = ProviderForecast(provider, messages[provider], float("inf"), "no server may send")
-            break
-        step = min(flowing.values())
-        clock += step
+        step_s = min(stretch.lasts_s, *flowing.values(), HORIZON.total_seconds())
+        at = starts_at + timedelta(seconds=clock_s)
+        whole = sum(server.per_s for server in stretch.flowing)
+        for server in stretch.flowing:
+            server.flow(sum(rates.values()) * step_s * server.per_s / whole, at)
+        clock_s += step_s
         for provider in list(left):
-            left[provider] -= rates[provider] * step
-            if left[provider] <= 1e-9 * messages[provider] or flowing.get(provider) == step:
-                bound = capacity.provider_per_s.get(provider)
-                held = bound is not None and rates[provider] >= bound * (1 - 1e-9)
-                why = f"limit of {provider}" if held else whole
-                done[provider] = ProviderForecast(provider, messages[provider], clock, why)
+            bound, rate = capacity.provider_per_s.get(provider), rates.get(provider, 0.0)
+            held = bound is not None and rate > 0 and rate >= bound * (1 - 1e-9)
+            held_s[provider][f"limit of {provider}" if held else stretch.bound_by] += round(step_s * 1000)
+            left[provider] -= rate * step_s
+            if left[provider] <= 1e-9 * messages[provider] or flowing.get(provider) == step_s:
+                why = held_s[provider].most_common(1)[0][0]
+                done[provider] = ProviderForecast(provider, messages[provider], clock_s, why)
                 del left[provider]
+    for provider in left:
+        why = held_s[provider].most_common(1)[0][0] if servers else "no server may send"
+        done[provider] = ProviderForecast(provider, messages[provider], inf, why)
     ordered = sorted(done.values(), key=lambda p: (-p.done_after_s, p.provider))
     total_s = ordered[0].done_after_s if ordered else 0.0
-    count = sum(messages.values())
-    return Forecast(tuple(ordered), total_s, count / total_s if total_s else 0.0)
+    return Forecast(tuple(ordered), total_s, sum(messages.values()) / total_s if total_s else 0.0)
+
+
+def _stretch(left: Mapping[str, float], servers: list[_ServerFlow], capacity: Capacity, at: datetime) -> _Stretch:
+    """What flows from ``at`` on, and how long it stays so."""
+    ends_s = [inf]
+    if capacity.window is not None:
+        changes_at = capacity.window.changes_after(at)
+        ends_s.append(inf if changes_at is None else _until_s(at, changes_at))
+        if not capacity.window.is_open(at):
+            return _Stretch(min(ends_s), {}, "send window", [])
+    shut = [cap for server in servers if (cap := server.binding(at)) is not None]
+    flowing = [server for server in servers if server.binding(at) is None]
+    ends_s += [_until_s(at, cap.ends_at) for cap in shut]
+    why = max(shut, key=lambda cap: cap.ends_at).name if shut else "capacity"
+    if not flowing:
+        return _Stretch(min(ends_s), {}, why, [])
+    whole = total = sum(server.per_s for server in flowing)
+    if capacity.pace_per_s is not None and capacity.pace_per_s < total:
+        total, why = capacity.pace_per_s, "pace"
+    rates = _deal(left, total, capacity.provider_per_s)
+    flow = sum(rates.values())
+    for server in flowing:
+        for cap, rows in server.caps(at):
+            ends_s.append(_until_s(at, cap.ends_at))
+            if flow > 0:
+                ends_s.append(max(SHORTEST_S, rows / (flow * server.per_s / whole)))
+    return _Stretch(min(ends_s), rates, why, flowing)
+
+
+def _until_s(at: datetime, then: datetime) -> float:
+    return max(SHORTEST_S, (then - at).total_seconds())
 
 
 def _deal(left: Mapping[str, float], total: float, bounds: Mapping[str, float]) -> dict[str, float]:
@@ -109,17 +206,26 @@ def _deal(left: Mapping[str, float], total: float, bounds: Mapping[str, float]) 
 
 def capacity_of(connection: Connection, send: SendRecord) -> Capacity:
     """What the sending pool's servers can do for this send, if no other send uses them."""
+    at = now()
     servers = connection.execute(
-        select(dispatch_servers.c.slots, dispatch_servers.c.per_hour).where(
+        select(dispatch_servers.c.id, dispatch_servers.c.slots, dispatch_servers.c.per_hour).where(
             dispatch_servers.c.pool_id == send.pool_id, dispatch_servers.c.state.in_(MAY_TAKE)
         )
     ).all()
-    per_s = sum(
-        min(ASSUMED_SLOT_PER_S * s.slots, s.per_hour / 3600 if s.per_hour is not None else float("inf"))
+    able = tuple(
+        ServerCapacity(
+            min(ASSUMED_SLOT_PER_S * s.slots, s.per_hour / 3600 if s.per_hour is not None else inf),
+            rules_of(connection, s.id),
+            used_at(connection, s.id, at),
+        )
         for s in servers
     )
-    limits = connection.execute(
-        select(provider_limits.c.provider, provider_limits.c.per_hour).where(provider_limits.c.pool_id == send.pool_id)
-    )
-    by_provider = {row.provider: row.per_hour / 3600 * len(servers) for row in limits}
-    return Capacity(per_s, by_provider, send.pace_per_s)
+    limits = connection.execute(select(provider_limits).where(provider_limits.c.pool_id == send.pool_id)).all()
+    by_provider = {
+        row.provider: min(
+            row.per_hour / 3600 * len(servers) if row.per_hour is not None else inf,
+            row.shared_per_hour / 3600 if row.shared_per_hour is not None else inf,
+        )
+        for row in limits
+    }
+    return Capacity(able, by_provider, send.pace_per_s, send.send_window)

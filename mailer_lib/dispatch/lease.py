@@ -31,6 +31,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
+from mailer_lib.dispatch.grant_counts import count_grant
 from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ServerState, ShardState
 
 MAY_TAKE = (ServerState.ACTIVE, ServerState.WARMING)
@@ -304,10 +305,10 @@ def _insert(
 
 
 def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
-    """Store a larger grant. Only when this has returned may the agent hear of it.
+    """Store a larger grant, counted against the server's caps. Only when this has returned may the agent hear of it.
 
     Raises:
-        LeaseLostError: the lease ended, or the shard went on to another epoch.
+        LeaseLostError: the lease ended, the shard went on to another epoch, or other slots took the rest of a cap.
         UndecidedError: beyond the test slice, and nobody has decided yet.
         ValueError: beyond the shard's rows, or a grant would shrink.
     """
@@ -341,6 +342,9 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
             .values(granted_through=granted_through),
             gone,
         )
+        more = granted_through - lease.granted_through
+        if lease.server_id is not None and more and not count_grant(connection, lease.server_id, more, now()):
+            raise LeaseLostError(f"{lease.ledger_name}: {more} more rows would pass a cap of its server")
 
     transact(engine, work)
 

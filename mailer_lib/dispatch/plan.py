@@ -54,22 +54,28 @@ def share_limits(
     pace_per_s: float | None,
     live_on_server: int,
     live_of_send: int,
+    shared_per_hour: Mapping[str, int] | None = None,
+    live_in_pool: int = 1,
 ) -> Limits:
-    """The limits of one slot: its share of what holds for its server, and of the whole send's pace.
+    """The limits of one slot: its share of what holds for its server, for its sending pool and for the whole send.
 
-    ``live_on_server`` counts this server's working slots of all sends, ``live_of_send`` this send's on all servers; the
-    asking slot is in both, so each is at least 1.
+    ``live_on_server`` counts this server's working slots of all sends, ``live_in_pool`` those of all servers of the
+    sending pool, which divide ``shared_per_hour``, ``live_of_send`` this send's on all servers; the asking slot is in
+    each, so each is at least 1.
     """
-    on_server, of_send = max(1, live_on_server), max(1, live_of_send)
+    on_server, of_send, in_pool = max(1, live_on_server), max(1, live_of_send), max(1, live_in_pool)
     bounds = []
     if server_per_hour is not None:
         bounds.append(server_per_hour / 3600 / on_server)
     if pace_per_s is not None:
         bounds.append(pace_per_s / of_send)
+    of_server = {provider: per_hour / 3600 / on_server for provider, per_hour in provider_per_hour.items()}
+    of_pool = {provider: per_hour / 3600 / in_pool for provider, per_hour in (shared_per_hour or {}).items()}
     return Limits(
         per_s=min(bounds) if bounds else None,
         provider_per_s={
-            provider: per_hour / 3600 / on_server for provider, per_hour in sorted(provider_per_hour.items())
+            provider: min(limits[provider] for limits in (of_server, of_pool) if provider in limits)
+            for provider in sorted(of_server.keys() | of_pool.keys())
         },
     )
 
@@ -79,16 +85,20 @@ def limits_for(connection: Connection, send: SendRecord, slot: Slot) -> Limits:
     server_per_hour = connection.scalar(
         select(dispatch_servers.c.per_hour).where(dispatch_servers.c.id == slot.server_id)
     )
-    by_provider = connection.execute(
-        select(provider_limits.c.provider, provider_limits.c.per_hour).where(provider_limits.c.pool_id == send.pool_id)
-    )
+    by_provider = connection.execute(select(provider_limits).where(provider_limits.c.pool_id == send.pool_id)).all()
     alive = (slot_reports.c.at >= now() - LIVE_FOR) & slot_reports.c.state.in_(WORKING)
     on_server = connection.scalar(select(func.count()).where(alive, slot_reports.c.server_id == slot.server_id))
+    of_pool = slot_reports.c.server_id.in_(
+        select(dispatch_servers.c.id).where(dispatch_servers.c.pool_id == send.pool_id)
+    )
+    in_pool = connection.scalar(select(func.count()).where(alive, of_pool))
     of_send = connection.scalar(select(func.count()).where(alive, slot_reports.c.send_id == send.id))
     return share_limits(
         server_per_hour=server_per_hour,
-        provider_per_hour={row.provider: row.per_hour for row in by_provider},
+        provider_per_hour={row.provider: row.per_hour for row in by_provider if row.per_hour is not None},
         pace_per_s=send.pace_per_s,
         live_on_server=on_server or 0,
         live_of_send=of_send or 0,
+        shared_per_hour={row.provider: row.shared_per_hour for row in by_provider if row.shared_per_hour is not None},
+        live_in_pool=in_pool or 0,
     )

@@ -21,6 +21,7 @@ from mailer_lib.database.schema import campaigns, leases, sends, shards, snapsho
 from mailer_lib.dispatch.digest import present_digest, still_valid
 from mailer_lib.dispatch.states import FINAL, PhaseFacts, Reopening, check_transition, reopen
 from mailer_lib.message.campaign import get_campaign
+from mailer_lib.message.send_window import SendWindow
 from mailer_lib.settings import Settings
 from mailer_lib.terms import Control, SendMode, SendState, ShardState, SnapshotState
 
@@ -55,6 +56,7 @@ class SendRecord:
     state: SendState
     control: Control
     pace_per_s: float | None
+    send_window: SendWindow | None
     content_hash: str | None
     expires_at: datetime | None
     launched_by: str | None
@@ -98,6 +100,8 @@ def _record(row: Row[Any]) -> SendRecord:
     values["mode"] = SendMode(values["mode"])
     values["state"] = SendState(values["state"])
     values["control"] = Control(values["control"])
+    if values["send_window"] is not None:
+        values["send_window"] = SendWindow.model_validate(values["send_window"])
     return SendRecord(**values)
 
 
@@ -197,6 +201,7 @@ def _open(engine: Engine, trigger: _Trigger) -> OpenedSend:
         campaign_id = connection.scalar(select(campaigns.c.id).where(campaigns.c.name == campaign))
         assert campaign_id is not None
         edition = effective_edition(connection, campaign_id, trigger.edition, mode)
+        window = definition.effective_send_window if mode == SendMode.SEND else None  # a test is for now
         expires_at = at + expires_after if (expires_after := definition.expires_after) else None
         found = connection.execute(
             _select_send().where(sends.c.campaign_id == campaign_id, sends.c.edition == edition)
@@ -215,6 +220,7 @@ def _open(engine: Engine, trigger: _Trigger) -> OpenedSend:
                     claimed_at=at,
                     created_at=at,
                     pace_per_s=getattr(definition, "pace_per_s", None),
+                    send_window=window.dump() if window else None,
                 )
             ).inserted_primary_key[0]  # type: ignore[index]
             detail = {"mode": mode, "claim": claim}

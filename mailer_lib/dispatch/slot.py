@@ -18,7 +18,9 @@ from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
+from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
 from mailer_lib.dispatch.channel import Channel, LocalChannel
+from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.job_files import bundle_bytes, make_job
 from mailer_lib.dispatch.lease import (
     Lease,
@@ -45,6 +47,8 @@ from mailer_lib.dispatch.slot_rules import (
     intent,
     next_rate,
     wants_lease,
+    window_closes_at,
+    window_shut,
 )
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
@@ -112,6 +116,8 @@ class View:
     open_shards: int  # that a slot could take
     unsettled_shards: int  # but those that are parked
     parked_shards: int  # that wait for a decision
+    caps: tuple[Cap, ...]  # of the server
+    at: datetime
 
 
 class SlotRunner:
@@ -205,6 +211,7 @@ class SlotRunner:
         return None
 
     def _look(self) -> View:
+        at = now()
         with read(self.engine) as connection:
             send = get_send(connection, self.send_id)
             server_state = connection.scalar(
@@ -223,16 +230,21 @@ class SlotRunner:
             )
             held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
             limits = limits_for(connection, send, self.slot)
-        expired = send.expires_at is not None and send.expires_at <= now()
+            caps = caps_of_server(connection, self.slot.server_id, at)
+        expired = send.expires_at is not None and send.expires_at <= at
         server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
         return View(
             send=send,
-            wish=intent(send.state, send.control, server, expired=expired),
+            wish=intent(
+                send.state, send.control, server, expired=expired, window_shut=window_shut(send.send_window, at)
+            ),
             leases=held,
             limits=limits,
             open_shards=by_state.get(ShardState.OPEN, 0) - (waiting or 0),
             unsettled_shards=sum(by_state.values()) - (waiting or 0),
             parked_shards=waiting or 0,
+            caps=caps,
+            at=at,
         )
 
     def _keep_claim(self) -> None:
@@ -312,11 +324,13 @@ class SlotRunner:
             )
             for t in self.trackers.values()
         )
+        closes_at = window_closes_at(view.send.send_window, view.at)
         wanted = ControlFile(
             generation=self._control.generation if self._control else 0,
             control=view.wish.agent,
             limits=view.limits,
             expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
+            window_closes_at=closes_at.timestamp() if closes_at else None,
             leases=grants,
             complete=complete,
         )
@@ -333,6 +347,8 @@ class SlotRunner:
     # --- leases -------------------------------------------------------------------------------------------------------
 
     def _take(self, view: View) -> None:
+        if room(view.caps) == 0:
+            return
         grantable = [t.lease.grantable for t in self.trackers.values()]
         open_leases = sum(rows > 0 for rows in grantable)
         while view.open_shards and wants_lease(
@@ -357,7 +373,8 @@ class SlotRunner:
         soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in self.trackers.items()}
         outstanding = sum(rows for rows, _ in soon.values())
         whole = sum(rows for _, rows in soon.values())
-        dry = outstanding == 0 and (self.settled > 0 or (status is not None and status.dry))
+        budget = room(view.caps)
+        dry = outstanding == 0 and budget != 0 and (self.settled > 0 or (status is not None and status.dry))
         self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
         most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
         for lease_id in sorted(self.trackers):
@@ -375,10 +392,13 @@ class SlotRunner:
                 elsewhere=outstanding - own,
             )
             through = min(through, lease.granted_through + max(0, most - whole))
+            if budget is not None:
+                through = min(through, lease.granted_through + budget)
             if through > lease.granted_through:
                 extend_grant(self.engine, lease, through)
                 more = through - lease.granted_through
                 outstanding, whole = outstanding + more, whole + more
+                budget = None if budget is None else budget - more
                 self._renew_one(tracker)
 
     def _renew_one(self, tracker: LeaseTracker) -> None:
@@ -401,10 +421,13 @@ class SlotRunner:
                     break
 
     def _settle(self, view: View) -> None:
-        """End the leases that are through; when the slot winds down, give back what was never granted first."""
+        """End the leases that are through. When the slot winds down, or a cap is used up for longer, give back what was
+        never granted first: servers with room take it."""
+        cap = exhausted(view.caps)
+        gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
         for lease_id, tracker in list(self.trackers.items()):
             whole = tracker.lease.granted_through == tracker.lease.free_through
-            if view.wish.ending is not None and not whole:
+            if gives_back and not whole:
                 hand_back(self.engine, tracker.lease)
             if tracker.is_settled and (whole or view.wish.ending is not None or self._was_handed_back(tracker)):
                 tracker.kept.finish()
@@ -434,6 +457,9 @@ class SlotRunner:
             return self._end(SlotState.DONE)
         if view.wish.agent is Control.PAUSE:
             return self._end(SlotState.IDLE, view.wish.reason)
+        cap = exhausted(view.caps)
+        if cap is not None and view.open_shards:
+            return self._end(SlotState.IDLE, sentence(cap))
         with read(self.engine) as connection:
             working, gone = holders(connection, self.send_id, ended_after=self.patience)
         if working or view.open_shards or not gone:
@@ -499,14 +525,15 @@ class SlotRunner:
     def _progress(self, view: View) -> SlotProgress:
         status = self._fresh_status()
         if view.wish.agent is Control.PAUSE and self._has_paused(status):
-            state, reason = SlotState.PAUSED, view.wish.reason
+            state, reason = (SlotState.WAITING if view.wish.waits else SlotState.PAUSED), view.wish.reason
         elif view.wish.agent is Control.PAUSE:
             state, reason = SlotState.WAITING, "pausing: what is on its way is finished first"
         elif status is None:
             state, reason = SlotState.STARTING, ""
         else:
             state = SlotState.WAITING if status.state == "waiting" else SlotState.SENDING
-            reason = status.reason
+            cap = exhausted(view.caps)
+            reason = sentence(cap) if cap is not None and status.dry else status.reason
         return SlotProgress(
             label=self.slot.label,
             state=state,

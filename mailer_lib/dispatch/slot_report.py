@@ -7,9 +7,12 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
+from mailer_lib.dispatch.caps import room
+from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import parked, transact
 from mailer_lib.dispatch.plan import Slot
-from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState, window_shut
+from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, LeaseState, SendState, ShardState
 
 GONE_AFTER = timedelta(minutes=5)  # a slot that said nothing for so long is not coming back by itself
@@ -104,16 +107,19 @@ def holders(
     return sorted(working), sorted(gone)
 
 
-def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED_AFTER) -> bool:
+def worth_a_look(
+    engine: Engine, send_id: int, server_id: int | None = None, *, ended_after: timedelta = ENDED_AFTER
+) -> bool:
     """Whether an idle slot should call ``run_slot`` again: rows are free, or the send is over for it. Only reads.
 
-    ``ended_after``: the ``patience`` of that call.
+    ``server_id``: the slot's; while a cap of that server is used up, free rows are nothing to it. ``ended_after``: the
+    ``patience`` of that call.
     """
     with read(engine) as connection:
         send = connection.execute(
-            select(sends.c.state, sends.c.control, sends.c.expires_at, sends.c.decided_variant).where(
-                sends.c.id == send_id
-            )
+            select(
+                sends.c.state, sends.c.control, sends.c.expires_at, sends.c.send_window, sends.c.decided_variant
+            ).where(sends.c.id == send_id)
         ).one()
         if send.state != SendState.RUNNING or send.control == Control.STOP:
             return True
@@ -131,7 +137,11 @@ def worth_a_look(engine: Engine, send_id: int, *, ended_after: timedelta = ENDED
             return True
         if send.control == Control.PAUSE:
             return False
-        return ShardState.OPEN in states or not holders(connection, send_id, ended_after=ended_after)[0]
+        if send.send_window is not None and window_shut(SendWindow.model_validate(send.send_window), now()):
+            return False
+        if ShardState.OPEN in states:
+            return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
+        return not holders(connection, send_id, ended_after=ended_after)[0]
 
 
 def forget(engine: Engine, send_id: int) -> None:

@@ -1,9 +1,11 @@
 """What a slot does next: pure decisions, and the words in which it reports. The loop around them is ``slot.py``."""
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from mailer_lib.dispatch.lease import MAY_TAKE
+from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, SendState, ServerState
 
 MAX_OPEN_LEASES = 2  # leases with rows still to be granted
@@ -12,6 +14,7 @@ FIRST_RATE_PER_S = 10.0  # a new agent's grant is small, and doubles as long as 
 WINDOW_FACTOR = 5  # granted rows at most, in windows, when one provider's limit holds most of them back
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 30.0
+CLOSING_MARGIN = timedelta(seconds=1)
 MAX_FAILURES = 6  # agents that died in a row without settling anything
 
 
@@ -41,10 +44,16 @@ class Intent:
     agent: Control
     ending: SlotState | None = None
     reason: str = ""
+    waits: bool = False  # for a time, not for a person
 
 
-def intent(state: SendState, control: Control, server: ServerState, *, expired: bool) -> Intent:
-    """Stop wins over expiry, expiry over the server's state, that over pause."""
+def intent(
+    state: SendState, control: Control, server: ServerState, *, expired: bool, window_shut: str | None = None
+) -> Intent:
+    """Stop wins over expiry, expiry over the server's state, that over pause, and that over the send window.
+
+    ``window_shut``: a sentence, while the send window is closed.
+    """
     if server in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
         return Intent(False, Control.PAUSE, SlotState.FENCED, f"the server is {server}")
     if control == Control.STOP:
@@ -57,7 +66,25 @@ def intent(state: SendState, control: Control, server: ServerState, *, expired: 
         return Intent(False, Control.RUN, SlotState.DRAINED, f"the server is {server}")
     if control == Control.PAUSE:
         return Intent(False, Control.PAUSE, None, "paused by an operator")
+    if window_shut is not None:
+        return Intent(False, Control.PAUSE, None, window_shut, waits=True)
     return Intent(True, Control.RUN)
+
+
+def window_shut(window: SendWindow | None, at: datetime) -> str | None:
+    """Why and until when nothing may be sent, or None: it may."""
+    if window is None or window.is_open(at):
+        return None
+    opens_at = window.changes_after(at)
+    until = f"until {opens_at:%Y-%m-%d %H:%M} UTC" if opens_at is not None else "for ever"
+    return f"waits {until}: outside the send window"
+
+
+def window_closes_at(window: SendWindow | None, at: datetime) -> datetime | None:
+    """When an agent must have stopped by itself; a second before the window closes, so that what it begins then is
+    through. None: no end is in sight."""
+    changes_at = window.changes_after(at) if window is not None and window.is_open(at) else None
+    return changes_at - CLOSING_MARGIN if changes_at is not None else None
 
 
 def next_rate(rate: float, measured: float, limit: float | None, *, dry: bool) -> float:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, select
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.manifest import Counts
 from mailer_lib.audience.plan import Slice
-from mailer_lib.database.engine import read
+from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import sends as sends_table
 from mailer_lib.database.schema import snapshots
 from mailer_lib.dispatch.books import Books, read_books
@@ -60,7 +60,7 @@ def make_summary(engine: Engine, settings: Settings, send: SendRecord, warnings:
         last = _last_counts(connection, settings, send)
         share = left / counts.frozen if counts.frozen else 0.0
         messages = {provider: round(n * share) for provider, n in counts.by_provider.items()}
-        expected = forecast(messages, capacity_of(connection, send))
+        expected = forecast(messages, capacity_of(connection, send), now())
     slots = [slot.label for slot in slots_for(engine, send.id)]
     difference = _difference(counts, last) if last is not None else None
     summary = ApprovalSummary(

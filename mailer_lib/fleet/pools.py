@@ -1,4 +1,4 @@
-"""Sending pools, and how much each of their servers may hand over to a mailbox provider in an hour."""
+"""Sending pools, and how much their servers, each or all together, may hand over to a mailbox provider in an hour."""
 
 from dataclasses import dataclass, field
 
@@ -16,6 +16,8 @@ class Pool:
     id: int
     name: str
     per_hour: dict[str, int] = field(default_factory=dict)  # by mailbox provider, for each server; absent: no limit
+    shared_per_hour: dict[str, int] = field(default_factory=dict)  # likewise, for all servers together
+    warmup: tuple[int, ...] | None = None  # ramp of its servers; None: the default
 
 
 def ensure(connection: Connection, name: str, *, actor: str) -> int:
@@ -50,15 +52,30 @@ def get(connection: Connection, name: str) -> Pool:
 
 def list_pools(connection: Connection) -> list[Pool]:
     """Every sending pool with its limits, by name."""
-    limits: dict[int, dict[str, int]] = {}
+    each: dict[int, dict[str, int]] = {}
+    shared: dict[int, dict[str, int]] = {}
     for row in connection.execute(select(provider_limits).order_by(provider_limits.c.provider)):
-        limits.setdefault(row.pool_id, {})[row.provider] = row.per_hour
+        for limits, per_hour in ((each, row.per_hour), (shared, row.shared_per_hour)):
+            if per_hour is not None:
+                limits.setdefault(row.pool_id, {})[row.provider] = per_hour
     rows = connection.execute(select(sending_pools).order_by(sending_pools.c.name))
-    return [Pool(row.id, row.name, limits.get(row.id, {})) for row in rows]
+    return [
+        Pool(
+            row.id,
+            row.name,
+            each.get(row.id, {}),
+            shared.get(row.id, {}),
+            tuple(row.warmup) if row.warmup else None,
+        )
+        for row in rows
+    ]
 
 
-def set_limit(connection: Connection, name: str, provider: str, per_hour: int | None, *, actor: str) -> None:
-    """Let each server of the pool hand over at most ``per_hour`` messages to ``provider``; None lifts the limit.
+def set_limit(
+    connection: Connection, name: str, provider: str, per_hour: int | None, *, actor: str, shared: bool = False
+) -> None:
+    """Let each server of the pool, or with ``shared`` all of them together, hand over at most ``per_hour`` messages to
+    ``provider``; None lifts the limit. The two kinds hold side by side.
 
     Raises:
         FleetError: no such pool or mailbox provider, or a limit under 1 (a provider isn't stopped by a limit of 0).
@@ -68,14 +85,17 @@ def set_limit(connection: Connection, name: str, provider: str, per_hour: int | 
         raise FleetError(f"{provider!r} isn't a mailbox provider that is told apart: {', '.join(sorted(PROVIDERS))}")
     if per_hour is not None and per_hour < 1:
         raise FleetError("a limit is at least 1 message an hour; to stop sending, pause the send or drain the server")
+    before = {"per_hour": pool.per_hour.get(provider), "shared_per_hour": pool.shared_per_hour.get(provider)}
+    changed = "shared_per_hour" if shared else "per_hour"
+    after = before | {changed: per_hour}
     mine = (provider_limits.c.pool_id == pool.id) & (provider_limits.c.provider == provider)
     connection.execute(delete(provider_limits).where(mine))
-    if per_hour is not None:
-        connection.execute(insert(provider_limits).values(pool_id=pool.id, provider=provider, per_hour=per_hour))
+    if any(limit is not None for limit in after.values()):
+        connection.execute(insert(provider_limits).values(pool_id=pool.id, provider=provider, **after))
     record(
         connection,
         actor,
         "limit",
         f"pool:{name}",
-        {"provider": provider, "per_hour": per_hour, "before": pool.per_hour.get(provider)},
+        {"provider": provider, changed: per_hour, "before": before[changed]},
     )

@@ -40,6 +40,7 @@ class ServerSpec(BaseModel):
     helo_name: str
     connections: int = Field(default=4, ge=1, le=1000)  # of each slot
     per_hour: int | None = Field(default=None, ge=1)
+    per_day: int | None = Field(default=None, ge=1)
 
     @field_validator("name")
     @classmethod
@@ -76,6 +77,8 @@ class DispatchServer(ServerSpec):
 
     id: int
     pool_id: int
+    warmup: tuple[int, ...] | None = None  # a ramp of its own
+    warming_from: datetime | None = None
     created_at: datetime
     updated_at: datetime
 
@@ -125,16 +128,18 @@ def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool =
 
 
 def set_state(connection: Connection, name: str, state: ServerState, *, actor: str) -> None:
-    """
+    """Whoever begins to warm up begins with the first day of the ramp.
+
     Raises:
         FleetError: there is no such server.
     """
     server = get(connection, name)
     if server.state is state:
         return
-    connection.execute(
-        update(dispatch_servers).where(dispatch_servers.c.id == server.id).values(state=state, updated_at=now())
-    )
+    values: dict[str, Any] = {"state": state, "updated_at": now()}
+    if state is ServerState.WARMING:
+        values["warming_from"] = None
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.id == server.id).values(**values))
     record(connection, actor, "state", f"server:{name}", {"before": server.state, "after": state})
 
 

@@ -32,6 +32,7 @@ from mailer_lib.database.engine import now, write
 from mailer_lib.database.schema import campaigns, templates
 from mailer_lib.fleet import domains, pools
 from mailer_lib.message.bundle import Mailbox
+from mailer_lib.message.send_window import SendWindow
 from mailer_lib.settings import Settings
 from mailer_lib.shard.recipient import AttributeValue
 from mailer_lib.terms import TemplateKind
@@ -204,6 +205,7 @@ class Campaign(_Part):
     seed_list: str | None = None
     expires_after: Duration | None = None
     schedule: Schedule | None = None
+    send_window: SendWindow | None = None
     approval: Approval = Approval()
     pace_per_s: float | None = Field(default=None, gt=0)
 
@@ -253,6 +255,14 @@ class Campaign(_Part):
     def effective_variants(self) -> tuple[VariantSpec, ...]:
         """At least one."""
         return self.variants or (VariantSpec(name="A"),)
+
+    @property
+    def effective_send_window(self) -> SendWindow | None:
+        """In its own time zone, else the schedule's, else UTC."""
+        if self.send_window is None or self.send_window.timezone is not None:
+            return self.send_window
+        zone = self.schedule.timezone if self.schedule else "UTC"
+        return self.send_window.model_copy(update={"timezone": zone})
 
     @property
     def expires_after_h(self) -> float | None:

@@ -74,7 +74,7 @@ class DispatchSlotOperator(BaseOperator):
         sentence = f"{report.label}: {report.state}{', ' + report.reason if report.reason else ''}"
         self.log.info("%s; %d injected", sentence, report.injected)
         if report.state is SlotState.IDLE:
-            self.defer(trigger=SlotWaitTrigger(send_id=self.send["send_id"]), method_name="resume")
+            self.defer(trigger=SlotWaitTrigger(self.send["send_id"], self.slot["server_id"]), method_name="resume")
         if report.state is SlotState.FAILED or self._stop.is_set():
             raise AirflowException(sentence)
         if report.state is SlotState.LEFT:  # another execution took the send over: a retry would disturb it
@@ -88,26 +88,28 @@ class DispatchSlotOperator(BaseOperator):
         engine, _ = installation()
         until = time.monotonic() + STAY_S
         while time.monotonic() < until and not self._stop.wait(1.0):
-            if worth_a_look(engine, self.send["send_id"]):
+            if worth_a_look(engine, self.send["send_id"], self.slot["server_id"]):
                 return True
         return False
 
 
 class SlotWaitTrigger(BaseTrigger):
-    """Fires when a slot of the send should look again: rows are free, or the send is over.
+    """Fires when a slot of the send should look again: rows are free that its server may send, or the send is over.
 
     The first look is ``POLL_S`` after deferring: Airflow 3.3.2 may fail a task falsely whose trigger fires within a few
     seconds (apache/airflow #71580, #72716). It only reads, so a second triggerer that runs it too does no harm, and it
     has nothing to kill: an idle slot has no agent.
     """
 
-    def __init__(self, send_id: int, poll_s: float = POLL_S) -> None:
+    def __init__(self, send_id: int, server_id: int | None = None, poll_s: float = POLL_S) -> None:
         super().__init__()
         self.send_id = send_id
+        self.server_id = server_id
         self.poll_s = poll_s
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return "mailfleet_airflow.slot.SlotWaitTrigger", {"send_id": self.send_id, "poll_s": self.poll_s}
+        kept = {"send_id": self.send_id, "server_id": self.server_id, "poll_s": self.poll_s}
+        return "mailfleet_airflow.slot.SlotWaitTrigger", kept
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         await asyncio.sleep(self.poll_s)
@@ -119,4 +121,4 @@ class SlotWaitTrigger(BaseTrigger):
         from mailer_lib.dispatch.slot import worth_a_look
 
         engine, _ = installation()
-        return worth_a_look(engine, self.send_id)
+        return worth_a_look(engine, self.send_id, self.server_id)

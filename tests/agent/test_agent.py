@@ -370,3 +370,21 @@ def test_a_server_that_wants_auth_blames_no_message(tmp_path: Path) -> None:
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(30) == ExitCode.TERMINATED
     assert job.outcomes() == {}
+
+
+def test_an_agent_stops_by_itself_when_the_send_window_closes(tmp_path: Path, sink: SinkProcess) -> None:
+    """Its slot may be dead by then."""
+    job = JobBuilder(tmp_path / "job", sink_server(sink.port, sink.mainlog)).write()
+    job.add_shard(recipients(400))
+    slow = Limits(per_s=10.0)
+    job.control(limits=slow, complete=False)
+    with running(job):
+        wait_for(lambda: len(message_ids(sink.maildir)) > 0, job)
+        job.control(limits=slow, complete=False, window_closes_at=time.time() + 1.0)
+        wait_for(lambda: job.status().reason == "the send window is over" and not job.status().in_flight, job)
+        sent = len(message_ids(sink.maildir))
+        assert 0 < sent < 400
+        time.sleep(1.0)
+        assert len(message_ids(sink.maildir)) == sent
+        job.control(limits=slow, complete=False)  # it is open again
+        wait_for(lambda: len(message_ids(sink.maildir)) > sent, job)

@@ -1,6 +1,8 @@
 """Slots and limits: who sends, and what share of each limit is whose."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import insert, update
 
 from mailer_lib.agent.job import Limits
@@ -10,6 +12,7 @@ from mailer_lib.dispatch.plan import limits_for, share_limits, slots_for
 from mailer_lib.dispatch.sends import get_send
 from mailer_lib.dispatch.slot_report import say
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.fleet import pools
 from mailer_lib.terms import ServerState
 from tests.dispatch.world import World
 
@@ -69,3 +72,42 @@ def test_provider_limits_hold_for_each_server(world: World) -> None:
     say(world.engine, send_id, world.slot(1), SlotProgress("local-2", SlotState.IDLE))  # leaves its share to the other
     with read(world.engine) as connection:
         assert limits_for(connection, get_send(connection, send_id), world.slot(0)).per_s == 8.0
+
+
+@given(
+    st.dictionaries(st.sampled_from(["gmail", "outlook"]), st.integers(1, 10**6)),
+    st.dictionaries(st.sampled_from(["gmail", "yahoo"]), st.integers(1, 10**6)),
+    st.lists(st.integers(1, 4), min_size=1, max_size=10),
+)
+def test_the_slots_of_a_pool_together_never_pass_a_shared_limit_nor_a_servers_its_own(
+    each: dict[str, int], shared: dict[str, int], slots_of_servers: list[int]
+) -> None:
+    together: dict[str, float] = {}
+    for slots in slots_of_servers:
+        limits = share_limits(
+            server_per_hour=None,
+            provider_per_hour=each,
+            pace_per_s=None,
+            live_on_server=slots,
+            live_of_send=sum(slots_of_servers),
+            shared_per_hour=shared,
+            live_in_pool=sum(slots_of_servers),
+        )
+        assert limits.provider_per_s.keys() == each.keys() | shared.keys()
+        for provider, per_s in limits.provider_per_s.items():
+            assert provider not in each or per_s * slots * 3600 <= each[provider] * (1 + 1e-9)
+            together[provider] = together.get(provider, 0.0) + per_s * slots
+    assert all(together[provider] * 3600 <= per_hour * (1 + 1e-9) for provider, per_hour in shared.items())
+
+
+def test_a_shared_limit_is_divided_among_the_working_slots_of_all_sends(world: World) -> None:
+    sends = [world.send(edition=str(number)) for number in range(2)]
+    with write(world.engine) as connection:
+        pools.set_limit(connection, "main", "gmail", 7200, actor="ann", shared=True)
+        pools.set_limit(connection, "main", "gmail", 10**6, actor="ann")
+        pools.set_limit(connection, "main", "yahoo", 3600, actor="ann", shared=True)
+    for number, send_id in enumerate(sends):
+        say(world.engine, send_id, world.slot(number), SlotProgress(f"local-{number + 1}", SlotState.SENDING))
+    with read(world.engine) as connection:
+        limits = limits_for(connection, get_send(connection, sends[0]), world.slot(0))
+    assert limits.provider_per_s == {"gmail": 1.0, "yahoo": 0.5}

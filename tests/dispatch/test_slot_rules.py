@@ -1,8 +1,19 @@
 """What a slot decides: tables of examples."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from mailer_lib.dispatch.slot_rules import SlotState, intent, next_rate, restart_after_s, wants_lease
+from mailer_lib.dispatch.slot_rules import (
+    SlotState,
+    intent,
+    next_rate,
+    restart_after_s,
+    wants_lease,
+    window_closes_at,
+    window_shut,
+)
+from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, SendState, ServerState
 
 RUN = (SendState.RUNNING, Control.RUN, ServerState.ACTIVE)
@@ -35,6 +46,42 @@ def test_what_the_operators_wishes_mean_for_a_slot(
     wish = intent(state, control, server, expired=expired)
     assert (wish.may_take, wish.agent, wish.ending) == (may_take, agent, ending)
     assert bool(wish.reason) == (not may_take)
+
+
+OFFICE = SendWindow.model_validate({"from": "09:00", "until": "18:00", "timezone": "Europe/Oslo"})
+
+
+@pytest.mark.parametrize(
+    ("hour_utc", "shut", "closes_at"),
+    [
+        (7, "waits until 2026-11-24 08:00 UTC: outside the send window", None),
+        (8, None, "2026-11-24T16:59:59+00:00"),
+        (17, "waits until 2026-11-25 08:00 UTC: outside the send window", None),
+    ],
+)
+def test_outside_its_window_a_send_waits_and_inside_the_agent_knows_the_end(
+    hour_utc: int, shut: str | None, closes_at: str | None
+) -> None:
+    at = datetime(2026, 11, 24, hour_utc, tzinfo=UTC)
+    assert window_shut(OFFICE, at) == shut
+    end = window_closes_at(OFFICE, at)
+    assert (end.isoformat() if end else None) == closes_at
+    wish = intent(*RUN, expired=False, window_shut=shut)
+    assert (wish.may_take, wish.waits, wish.reason) == (shut is None, shut is not None, shut or "")
+
+
+def test_a_pause_is_named_before_the_window_and_a_stop_or_an_expiry_takes_effect_outside_it() -> None:
+    asked = (SendState.RUNNING, Control.PAUSE, ServerState.ACTIVE)
+    assert intent(*asked, expired=False, window_shut="later").reason == "paused by an operator"
+    assert intent(*RUN, expired=True, window_shut="later").ending is SlotState.EXPIRED
+    stop = (SendState.RUNNING, Control.STOP, ServerState.ACTIVE)
+    assert intent(*stop, expired=False, window_shut="later").ending is SlotState.STOPPED
+
+
+def test_a_send_without_a_window_never_waits_for_one() -> None:
+    at = datetime(2026, 11, 24, tzinfo=UTC)
+    assert window_shut(None, at) is None
+    assert window_closes_at(None, at) is None
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,19 @@ def test_limits_are_set_changed_and_lifted(engine: Engine, pool: int) -> None:
     assert _audit(engine)[-4:] == [("limit", "pool:main")] * 4
 
 
+def test_a_limit_for_each_server_and_a_shared_one_hold_side_by_side(engine: Engine, pool: int) -> None:
+    with write(engine) as connection:
+        pools.set_limit(connection, "main", "gmail", 1000, actor="ann")
+        pools.set_limit(connection, "main", "gmail", 5000, actor="ann", shared=True)
+        found = pools.get(connection, "main")
+        assert (found.per_hour, found.shared_per_hour) == ({"gmail": 1000}, {"gmail": 5000})
+        pools.set_limit(connection, "main", "gmail", None, actor="ann")
+        found = pools.get(connection, "main")
+        assert (found.per_hour, found.shared_per_hour) == ({}, {"gmail": 5000})
+        pools.set_limit(connection, "main", "gmail", None, actor="ann", shared=True)
+        assert pools.get(connection, "main").shared_per_hour == {}
+
+
 @pytest.mark.parametrize(("provider", "per_hour"), [("gmial", 10), ("gmail", 0), ("gmail", -1)])
 def test_a_limit_that_would_do_nothing_is_refused(engine: Engine, pool: int, provider: str, per_hour: int) -> None:
     with write(engine) as connection, pytest.raises(FleetError):
@@ -138,6 +151,8 @@ def test_the_commands(sqlite_engine: Engine, mailfleet: Callable[..., Ran]) -> N
     assert "draining" in shown
     assert "mta1.fjordfern.example" in shown
     assert mailfleet("pool", "limit", "main", "gmail", "1200").code == 0
+    shared = mailfleet("pool", "limit", "main", "gmail", "9000", "--shared").stdout
+    assert shared == "main: gmail at most 9,000 an hour, shared by all servers\n"
     assert "gmail 1,200" in mailfleet("pool", "list").stdout
     assert mailfleet("pool", "limit", "main", "gmail", "many").code == 1
     assert mailfleet("pool", "limit", "main", "gmail", "none").code == 0

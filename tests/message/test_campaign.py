@@ -245,3 +245,27 @@ def test_an_unknown_name_gets_near_matches(tmp_path: Path, sqlite_engine: Engine
     save_campaign(sqlite_engine, settings, load_campaign(write_files(tmp_path)), "ann")
     with read(sqlite_engine) as connection, pytest.raises(CampaignError, match="did you mean spring"):
         get_campaign(connection, "sprung")
+
+
+def test_a_send_window_has_its_own_time_zone_or_the_schedules(tmp_path: Path) -> None:
+    window = 'send_window: {days: [mon, fri], from: "09:00", until: "18:00"%s}\n'
+    plain = load_campaign(write_files(tmp_path, YAML + "\n" + window % ""))
+    assert plain.effective_send_window is not None
+    assert plain.effective_send_window.timezone == "UTC"
+    scheduled = YAML + "\nschedule: {cron: '0 9 * * 1', timezone: Europe/Oslo}\n"
+    oslo = load_campaign(write_files(tmp_path, scheduled + window % ""))
+    assert oslo.effective_send_window is not None
+    assert oslo.effective_send_window.timezone == "Europe/Oslo"
+    tokyo = load_campaign(write_files(tmp_path, scheduled + window % ", timezone: Asia/Tokyo"))
+    assert tokyo.effective_send_window is not None
+    assert tokyo.effective_send_window.timezone == "Asia/Tokyo"
+    assert Campaign.model_validate(tokyo.definition()) == tokyo.model_copy(
+        update={"template": Campaign.model_validate(tokyo.definition()).template}
+    )
+
+
+def test_a_mistake_in_a_send_window_is_named_with_its_field(tmp_path: Path) -> None:
+    with pytest.raises(CampaignError, match=r"send_window\.until: .*write a time such as"):
+        load_campaign(write_files(tmp_path, YAML + '\nsend_window: {from: "09:00", until: "6pm"}\n'))
+    with pytest.raises(CampaignError, match=r"send_window\.timezone: .*no time zone 'Oslo'"):
+        load_campaign(write_files(tmp_path, YAML + '\nsend_window: {from: "09:00", until: "18:00", timezone: Oslo}\n'))

@@ -150,6 +150,7 @@ def upgrade() -> None:
     op.create_table('sending_pools',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('name', Exact(64), nullable=False),
+    sa.Column('warmup', sa.JSON(none_as_null=True), nullable=True, comment='ramp: messages on each day; NULL: fleet.warmup.DEFAULT_RAMP'),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_sending_pools')),
     sa.UniqueConstraint('name', name=op.f('uq_sending_pools_name')),
@@ -250,6 +251,9 @@ def upgrade() -> None:
     sa.Column('helo_name', Exact(253), nullable=False),
     sa.Column('connections', sa.SmallInteger(), server_default='4', nullable=False),
     sa.Column('per_hour', sa.Integer(), nullable=True, comment='NULL: no limit of its own'),
+    sa.Column('per_day', sa.Integer(), nullable=True, comment='rows granted on a day in UTC; NULL: no cap of its own'),
+    sa.Column('warmup', sa.JSON(none_as_null=True), nullable=True, comment="ramp: messages on each day; NULL: the sending pool's"),
+    sa.Column('warming_from', UtcDateTime(), nullable=True, comment='midnight of the first day that something was granted while warming'),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.Column('updated_at', UtcDateTime(), nullable=False),
     sa.CheckConstraint('connections BETWEEN 1 AND 1000', name=op.f('ck_dispatch_servers_connections')),
@@ -265,7 +269,8 @@ def upgrade() -> None:
     op.create_table('provider_limits',
     sa.Column('pool_id', Id, nullable=False),
     sa.Column('provider', Exact(32), nullable=False),
-    sa.Column('per_hour', sa.Integer(), nullable=False, comment='for each server of the sending pool'),
+    sa.Column('per_hour', sa.Integer(), nullable=True, comment='for each server of the sending pool; NULL: no such limit'),
+    sa.Column('shared_per_hour', sa.Integer(), nullable=True, comment='for all its servers together; NULL: no such limit'),
     sa.ForeignKeyConstraint(['pool_id'], ['sending_pools.id'], name=op.f('fk_provider_limits_pool_id')),
     sa.PrimaryKeyConstraint('pool_id', 'provider', name=op.f('pk_provider_limits')),
     mariadb_charset='utf8mb4',
@@ -291,6 +296,18 @@ def upgrade() -> None:
     mysql_engine='InnoDB'
     )
     op.create_index('ix_subscriptions_list_state', 'subscriptions', ['list_id', 'state', 'contact_id'], unique=False)
+    op.create_table('grant_counts',
+    sa.Column('server_id', Id, nullable=False),
+    sa.Column('span', Exact(8), nullable=False, comment='terms.CapSpan'),
+    sa.Column('starts_at', UtcDateTime(), nullable=False),
+    sa.Column('rows', sa.Integer(), nullable=False, comment='granted since; a granted row is never taken back'),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_grant_counts_server_id')),
+    sa.PrimaryKeyConstraint('server_id', 'span', 'starts_at', name=op.f('pk_grant_counts')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('sends',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('campaign_id', Id, nullable=False),
@@ -299,6 +316,7 @@ def upgrade() -> None:
     sa.Column('state', Exact(24), nullable=False, comment='terms.SendState'),
     sa.Column('control', Exact(8), server_default='run', nullable=False, comment='terms.Control'),
     sa.Column('pace_per_s', sa.Float(), nullable=True, comment='of the whole send; NULL: as fast as the limits allow'),
+    sa.Column('send_window', sa.JSON(none_as_null=True), nullable=True, comment='message.send_window.SendWindow; NULL: at any time'),
     sa.Column('content_hash', Exact(64), nullable=True, comment='sha256 of message.json'),
     sa.Column('expires_at', UtcDateTime(), nullable=True),
     sa.Column('launched_by', sa.String(length=200), nullable=True),
@@ -458,6 +476,7 @@ def downgrade() -> None:
     op.drop_table('send_links')
     op.drop_table('rollups_hourly')
     op.drop_table('sends')
+    op.drop_table('grant_counts')
     op.drop_index('ix_subscriptions_list_state', table_name='subscriptions')
     op.drop_table('subscriptions')
     op.drop_table('provider_limits')

@@ -1,0 +1,83 @@
+"""How many rows a server may still be granted in this hour and on this day. Pure; ``grant_counts.py`` counts.
+
+A cap is held where rows are granted: an agent sends nothing that wasn't granted to it, so what was never granted needs
+no watching, and a row that is tried again isn't counted again (docs/decisions/0604).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from mailer_lib.fleet.warmup import day_of, quota
+from mailer_lib.terms import CapSpan
+
+HAND_BACK_FROM = timedelta(seconds=60)  # who waits less for a cap keeps the rows at hand
+
+
+def span_start(span: CapSpan, at: datetime) -> datetime:
+    """When the hour or the day (UTC) that ``at`` lies in began."""
+    return at.replace(hour=0 if span is CapSpan.DAY else at.hour, minute=0, second=0, microsecond=0)
+
+
+def span_end(span: CapSpan, at: datetime) -> datetime:
+    return span_start(span, at) + (timedelta(days=1) if span is CapSpan.DAY else timedelta(hours=1))
+
+
+@dataclass(frozen=True)
+class CapRules:
+    """What bounds a server's grants. ``ramp`` None: it isn't warming."""
+
+    server: str
+    per_hour: int | None = None
+    per_day: int | None = None
+    ramp: tuple[int, ...] | None = None
+    warming_from: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Cap:
+    """One bound, and what is used of it."""
+
+    name: str
+    span: CapSpan
+    rows: int
+    used: int
+    ends_at: datetime
+
+    @property
+    def left(self) -> int:
+        return max(0, self.rows - self.used)
+
+
+def caps_at(rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> tuple[Cap, ...]:
+    """The bounds that hold at this moment; ``used`` counts the rows granted in the hour and on the day of ``at``."""
+
+    def cap(name: str, span: CapSpan, rows: int) -> Cap:
+        return Cap(name, span, rows, used.get(span, 0), span_end(span, at))
+
+    found = []
+    if rules.per_hour is not None:
+        found.append(cap(f"hourly cap of {rules.server}", CapSpan.HOUR, rules.per_hour))
+    if rules.per_day is not None:
+        found.append(cap(f"daily cap of {rules.server}", CapSpan.DAY, rules.per_day))
+    if rules.ramp is not None:
+        day = day_of(rules.warming_from, at)
+        rows = quota(rules.ramp, day)
+        if rows is not None:
+            found.append(cap(f"warm-up quota of {rules.server}, day {day}", CapSpan.DAY, rows))
+    return tuple(found)
+
+
+def room(caps: Iterable[Cap]) -> int | None:
+    """Rows that may still be granted; None: as many as there are."""
+    return min((cap.left for cap in caps), default=None)
+
+
+def exhausted(caps: Iterable[Cap]) -> Cap | None:
+    """The cap that has to be waited for: of those without room the one that ends last."""
+    return max((cap for cap in caps if not cap.left), key=lambda cap: cap.ends_at, default=None)
+
+
+def sentence(cap: Cap) -> str:
+    """Why, and until when."""
+    return f"waits until {cap.ends_at:%Y-%m-%d %H:%M} UTC: the {cap.name} ({cap.rows:,}) is used up"

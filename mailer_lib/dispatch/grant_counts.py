@@ -1,0 +1,79 @@
+"""``grant_counts``: rows granted to each server, by hour and by day in UTC. The counter that caps are held by."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, and_, insert, or_, select, update
+
+from mailer_lib.database.schema import dispatch_servers, grant_counts, sending_pools
+from mailer_lib.dispatch.caps import Cap, CapRules, caps_at, span_start
+from mailer_lib.fleet.warmup import effective_ramp
+from mailer_lib.terms import CapSpan, ServerState
+
+KEEP_HOURS_FOR = timedelta(days=7)
+
+
+def rules_of(connection: Connection, server_id: int) -> CapRules:
+    """What an operator set for a server."""
+    columns = dispatch_servers.c
+    row = connection.execute(
+        select(
+            columns.name,
+            columns.state,
+            columns.per_hour,
+            columns.per_day,
+            columns.warming_from,
+            columns.warmup,
+            sending_pools.c.warmup.label("pool_warmup"),
+        )
+        .join_from(dispatch_servers, sending_pools)
+        .where(columns.id == server_id)
+    ).one()
+    ramp = effective_ramp(row.warmup, row.pool_warmup) if row.state == ServerState.WARMING else None
+    return CapRules(row.name, row.per_hour, row.per_day, ramp, row.warming_from)
+
+
+def used_at(connection: Connection, server_id: int, at: datetime) -> dict[CapSpan, int]:
+    """Rows granted to a server in the hour and on the day of ``at``."""
+    table = grant_counts.c
+    spans = [and_(table.span == span, table.starts_at == span_start(span, at)) for span in CapSpan]
+    rows = connection.execute(select(table.span, table.rows).where(table.server_id == server_id, or_(*spans)))
+    return {CapSpan(row.span): row.rows for row in rows}
+
+
+def caps_of_server(connection: Connection, server_id: int, at: datetime) -> tuple[Cap, ...]:
+    """The bounds of a server at this moment, and what is used of them."""
+    return caps_at(rules_of(connection, server_id), used_at(connection, server_id, at), at)
+
+
+def count_grant(connection: Connection, server_id: int, rows: int, at: datetime) -> bool:
+    """Count ``rows`` more for a server, in the transaction that grants them. False: a cap has no room for so many (then
+    the transaction must not be committed)."""
+    rules = rules_of(connection, server_id)
+    caps = caps_at(rules, {}, at)
+    for span in CapSpan:
+        most = min((cap.rows for cap in caps if cap.span is span), default=None)
+        if most is not None and rows > most:
+            return False
+        starts_at = span_start(span, at)
+        table = grant_counts.c
+        mine = and_(table.server_id == server_id, table.span == span, table.starts_at == starts_at)
+        fits = mine if most is None else and_(mine, table.rows <= most - rows)
+        if connection.execute(update(grant_counts).where(fits).values(rows=table.rows + rows)).rowcount:
+            continue
+        if most is not None and connection.scalar(select(table.rows).where(mine)) is not None:
+            return False
+        # two slots that insert it at the same moment: the database refuses one, and its transaction is run again
+        connection.execute(insert(grant_counts).values(server_id=server_id, span=span, starts_at=starts_at, rows=rows))
+        if span is CapSpan.DAY:
+            _drop_old_hours(connection, server_id, at)
+    if rules.ramp is not None and rules.warming_from is None:
+        first = and_(dispatch_servers.c.id == server_id, dispatch_servers.c.warming_from.is_(None))
+        today = span_start(CapSpan.DAY, at)
+        connection.execute(update(dispatch_servers).where(first).values(warming_from=today))
+    return True
+
+
+def _drop_old_hours(connection: Connection, server_id: int, at: datetime) -> None:
+    table = grant_counts.c
+    old = and_(table.server_id == server_id, table.span == CapSpan.HOUR, table.starts_at < at - KEEP_HOURS_FOR)
+    connection.execute(grant_counts.delete().where(old))
