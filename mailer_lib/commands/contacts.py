@@ -88,7 +88,8 @@ def import_(
     has unsubscribed stays so, unless the consent is newer.
     """
     from mailer_lib.contacts.formats import FileFormat
-    from mailer_lib.contacts.importer import ImportOptions, import_contacts
+    from mailer_lib.contacts.import_options import ImportOptions
+    from mailer_lib.contacts.importer import import_contacts
     from mailer_lib.terms import SubscriptionState
 
     options = ImportOptions(
