@@ -21,7 +21,7 @@ from mailer_lib.contacts.batch import store
 from mailer_lib.contacts.drafts import BatchCounts, Before, Portion
 from mailer_lib.contacts.formats import open_source
 from mailer_lib.contacts.import_job import ImportJob, Position, fingerprint, open_job
-from mailer_lib.contacts.import_plan import Declared, ImportPlan, ImportRequest
+from mailer_lib.contacts.import_plan import Declared, ImportPlan, ImportRequest, Target
 from mailer_lib.contacts.portions import PortionReader, Reject, chunks, without_first
 from mailer_lib.contacts.precedence import KeptOut
 from mailer_lib.contacts.records import RecordSource
@@ -48,6 +48,7 @@ class ListReport:
     pending: int = 0  # they are asked for confirmation first
     kept_out: Mapping[KeptOut, int] = field(default_factory=dict)  # their refusal or suppression stands
     undated: int = 0  # their consent has no date: it can't be newer than any refusal
+    requested: bool = False  # double opt-in
 
 
 @dataclass(frozen=True)
@@ -243,18 +244,18 @@ class _Run:
 
     def report(self) -> ImportReport:
         c = self._counts
-        lists = tuple(self._of_list(number, target.name) for number, target in enumerate(self._plan.targets))
+        lists = tuple(self._of_list(number, target) for number, target in enumerate(self._plan.targets))
         return ImportReport(
             c["rows"], c["new"], c["updated"], c["unchanged"], c["duplicates"], c["rejected"], c["outside"],
             c["erased"], lists, self._rejects.path if self._rejects is not None and c["rejected"] else None,
             self._plan.columns.ignored, self._load_refused, self._job.position.rows, tuple(self._first_rejects),
         )  # fmt: skip
 
-    def _of_list(self, number: int, name: str) -> ListReport:
+    def _of_list(self, number: int, target: Target) -> ListReport:
         c, kept_out = self._counts, f"{number}:{_KEPT_OUT}"
         barred = {KeptOut(said.removeprefix(kept_out)): n for said, n in c.items() if said.startswith(kept_out)}
         confirmed, pending, undated = (c[f"{number}:{what}"] for what in ("confirmed", "pending", "undated"))
-        return ListReport(name, confirmed, pending, barred, undated)
+        return ListReport(target.name, confirmed, pending, barred, undated, target.requested)
 
 
 def _mark(key: bytes, number: int) -> bytes:

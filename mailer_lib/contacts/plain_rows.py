@@ -57,7 +57,7 @@ class PlainRows:
         """The rows whose entry in ``wanted`` is true."""
         columns: Any = [list(compress(getattr(self, name), wanted)) for name in _COLUMNS]
         others: Any = tuple(tuple(list(compress(one, wanted)) for one in consents) for consents in self.others)
-        return PlainRows(*columns, others=others)
+        return PlainRows(*columns, *[others])
 
     def of_list(self, number: int) -> "PlainRows":
         """The rows that join the import's list of that number, with the consent to it."""
@@ -134,7 +134,7 @@ class PlainReader:
             rows = [rows[i] for i in places]
         if not rows:
             nothing: Any = [[] for _ in _COLUMNS]
-            return PlainRows(*nothing, others=tuple(([], [], [], []) for _ in self._consents[1:]))
+            return PlainRows(*nothing, *[tuple(([], [], [], []) for _ in self._consents[1:])])
         return self._columns(places, list(zip(*rows, strict=True)))
 
     def _columns(self, places: list[int], texts: list[tuple[str, ...]]) -> PlainRows:

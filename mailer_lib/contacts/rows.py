@@ -115,8 +115,8 @@ class RowParser:
         self.address_index = columns.fields[Field.ADDRESS]
         self.latest = read_at + CLOCK_SKEW
         readers: dict[Field, Callable[[str], str]] = {
-            Field.GIVEN_NAME: _name,
-            Field.FAMILY_NAME: _name,
+            Field.GIVEN_NAME: parse_name,
+            Field.FAMILY_NAME: parse_name,
             Field.LOCALE: parse_locale,
             Field.TIMEZONE: parse_timezone,
         }
@@ -194,7 +194,7 @@ class RowParser:
         return Evidence(at, source, wording, ip)
 
 
-def _name(text: str) -> str:
+def parse_name(text: str) -> str:
     return clean_text(text, MAX_NAME)
 
 
