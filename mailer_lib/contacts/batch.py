@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from sqlalchemy import Connection
 
 from mailer_lib.contacts import exact_batch, plain_batch
+from mailer_lib.contacts.address import Address
 from mailer_lib.contacts.drafts import BatchCounts, Before, Drafts, ListCounts, Portion
+from mailer_lib.contacts.hash_lists import HashList, all_hash_lists, hold_off, listed
 from mailer_lib.contacts.plain_rows import PlainRows
 from mailer_lib.contacts.scope import ImportScope
 from mailer_lib.terms import SubscriptionState
@@ -27,19 +29,24 @@ def store(
     Everything is weighed before anything is written, so the order of the lists decides nothing.
     """
     plain, drafts = portion.plain, Drafts(portion.drafts)
+    if not dry:
+        hold_off(connection, [scope.list_id for scope in scopes])
+    on_lists = _on_hash_lists(connection, portion)
     counts = BatchCounts([ListCounts() for _ in scopes])
     found: list[tuple[PlainRows, plain_batch.Sorted]] = []
     if plain.keys:
         for number, scope in enumerate(scopes):
             rows = plain.of_list(number)
-            found.append((rows, plain_batch.sort_out(connection, scope, rows) if rows.keys else plain_batch.Sorted()))
+            found.append(
+                (rows, plain_batch.sort_out(connection, scope, rows, on_lists) if rows.keys else plain_batch.Sorted())
+            )
         exact = {rows.keys[i]: rows.places[i] for rows, sorted_ in found for i in sorted_.exact}
         for key, place in exact.items():
             drafts.add(key, portion.reread(place))
         if exact and len(scopes) > 1:  # who is weighed for one list is weighed for all
             found = [(rows, s.without({i for i, key in enumerate(rows.keys) if key in exact})) for rows, s in found]
         _count_plain(counts, scopes, found, before)
-    weighed = exact_batch.weigh_all(connection, scopes, drafts, before, counts) if drafts else None
+    weighed = exact_batch.weigh_all(connection, scopes, drafts, before, counts, on_lists=on_lists) if drafts else None
     if not dry:
         if found:
             plain_batch.write_contacts(connection, plain, _new_of(plain, found))
@@ -48,6 +55,19 @@ def store(
         if weighed is not None:
             weighed.write(connection)
     return counts
+
+
+def _on_hash_lists(connection: Connection, portion: Portion) -> dict[bytes, tuple[HashList, ...]]:
+    """Whom the suppression lists of others name."""
+    lists = all_hash_lists(connection)
+    if not lists:
+        return {}
+    plain = portion.plain
+    people = {
+        key: Address(given, normalised, "", domain)
+        for key, given, normalised, domain in zip(plain.keys, plain.given, plain.normalised, plain.domains, strict=True)
+    } | {key: draft.address for key, draft in portion.drafts.items()}
+    return listed(connection, lists, people)
 
 
 def _new_of(plain: PlainRows, found: Sequence[tuple[PlainRows, plain_batch.Sorted]]) -> Sequence[int]:

@@ -5,7 +5,7 @@ another, and the order of the lists decides nothing.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, select, update
 
 from mailer_lib.contacts.attributes import Value
 from mailer_lib.contacts.drafts import BatchCounts, Before, Draft, ListCounts, newest
+from mailer_lib.contacts.hash_lists import HashList, suppress_listed
 from mailer_lib.contacts.plain_rows import attributes_json
 from mailer_lib.contacts.precedence import (
     BY_PERSON,
@@ -55,16 +56,24 @@ def weigh_all(
     drafts: Mapping[bytes, Draft],
     before: Before,
     counts: BatchCounts,
+    *,
+    on_lists: Mapping[bytes, tuple[HashList, ...]],
 ) -> "Plan":
-    """Everybody weighed by themselves: the way that ``plain_batch`` must equal. What is to be written."""
+    """Everybody weighed by themselves: the way that ``plain_batch`` must equal. What is to be written.
+
+    ``on_lists``: whom hash lists name. They are suppressed now, and weighed as if they had been before.
+    """
     stored = [
         _Stored(connection, scope, {key: draft for key, draft in drafts.items() if number in draft.evidence})
         for number, scope in enumerate(scopes)
     ]
     plan = Plan()
     for key, draft in drafts.items():
+        naming = on_lists.get(key, ())
         words = {
-            n: _Word.of(scopes[n], draft.evidence[n], stored[n].standing(key, draft.address.domain))
+            n: _Word.of(
+                scopes[n], draft.evidence[n], _with_lists(stored[n].standing(key, draft.address.domain), naming)
+            )
             for n in draft.evidence
         }
         for n, word in words.items():
@@ -73,6 +82,8 @@ def weigh_all(
         if any(word.verdict.action is None for word in words.values()):
             counts.erased += key not in before.people
             continue
+        if naming:
+            plan.on_lists[key] = naming
         known = next((found for n in words if (found := stored[n].contacts.get(key)) is not None), None)
         changed = plan.contact(key, draft, known, words.values())
         for n, word in words.items():
@@ -86,6 +97,13 @@ def weigh_all(
             else:
                 counts.unchanged += 1
     return plan
+
+
+def _with_lists(standing: Standing, naming: tuple[HashList, ...]) -> Standing:
+    if not naming:
+        return standing
+    barriers = tuple(Barrier(-one.id, SuppressionReason.IMPORTED, one.read_at) for one in naming)
+    return replace(standing, barriers=(*standing.barriers, *barriers))
 
 
 def _count(counts: ListCounts, word: "_Word") -> None:
@@ -195,6 +213,7 @@ class Plan:
     def __init__(self) -> None:
         self._moment = bulk.moment_text(now())
         self._ids: dict[bytes, int] = {}
+        self.on_lists: dict[bytes, tuple[HashList, ...]] = {}
         self._contacts: list[tuple[Any, ...]] = []
         self._new: list[bytes] = []
         self._subscriptions: list[tuple[bytes, tuple[Any, ...]]] = []
@@ -265,6 +284,7 @@ class Plan:
             )  # fmt: skip
 
     def write(self, connection: Connection) -> None:
+        suppress_listed(connection, self.on_lists, at=now())
         bulk.upsert_contacts(connection, self._contacts)
         ids = dict(self._ids)
         for chunk in _chunks(self._new):

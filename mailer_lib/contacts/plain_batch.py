@@ -47,12 +47,12 @@ def newcomer(scope: ImportScope) -> Verdict:
     return weigh(scope.requested, None, NEWCOMER)
 
 
-def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows) -> Sorted:
-    """Look up what is known of the people, and say who goes which way."""
+def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows, listed: Collection[bytes] = ()) -> Sorted:
+    """Look up what is known of the people, and say who goes which way. ``listed``: whom hash lists name."""
     keys = rows.keys
     people = People(connection, keys)
     known = {row[0]: row for row in people.contacts(scope.list_id)}
-    barred = people.barred(scope.list_id)
+    barred = people.barred(scope.list_id) | set(listed)
     evidence: dict[bytes, set[tuple[str | None, str | None]]] = {}
     for key, at, source in people.evidence(scope.list_id, scope.method):
         evidence.setdefault(key, set()).update(((at, source), (None, source)))
