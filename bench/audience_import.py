@@ -24,7 +24,8 @@ from sqlalchemy import Engine
 from bench.figures import Figures
 from bench.private_mariadb import BUFFER_POOL_MB, NoMariadbError, private_mariadb, server_cpu_s
 from mailer_lib.contacts import attributes
-from mailer_lib.contacts.importer import ImportOptions, import_contacts
+from mailer_lib.contacts.import_options import ImportOptions
+from mailer_lib.contacts.importer import import_contacts
 from mailer_lib.contacts.lists import ensure_list
 from mailer_lib.database.engine import open_engine, write
 from mailer_lib.settings import Settings, make_key

@@ -198,3 +198,10 @@ class FindingLevel(StrEnum):
     ERROR = "error"
     WARNING = "warning"
     INFO = "info"
+
+
+class HashAlgorithm(StrEnum):
+    """Of the addresses in suppression lists that others hand out."""
+
+    SHA256 = "sha256"
+    MD5 = "md5"

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from mailer_lib.commands.context import CommandContext, console, open_context, progress
 from mailer_lib.commands.errors import FAILED, WRONG_USAGE, CommandError
+from mailer_lib.commands.import_report import print_report
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
 
-    from mailer_lib.contacts.importer import ImportReport
     from mailer_lib.contacts.person import Person
 
 app = typer.Typer(help="Import and look up contacts.", no_args_is_help=True)
@@ -40,11 +40,19 @@ class Consent(StrEnum):
 def import_(
     file: Annotated[Path, typer.Argument(help="CSV with a header line, JSON Lines (both may be .gz), or Parquet.")],
     *,
-    list_name: Annotated[str, typer.Option("--list", help="The list that they gave their consent for.")],
+    list_name: Annotated[
+        str | None, typer.Option("--list", help="The list that they gave their consent for.  [required]")
+    ] = None,
     consent: Annotated[
-        Consent,
-        typer.Option(help="confirmed: the consent is proven. pending: double opt-in, one confirmation mail is sent."),
-    ],
+        Consent | None,
+        typer.Option(
+            help="confirmed: the consent is proven. pending: double opt-in, one confirmation mail is sent.  [required]"
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file that says columns, formats, consent and lists (docs/contacts.md), instead."),
+    ] = None,
     map_: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,8 +75,8 @@ def import_(
         str | None, typer.Option(metavar="COLUMN", help="The IP address they signed up from.")
     ] = None,
     encoding: Annotated[
-        str, typer.Option(help="utf-8 (with or without BOM), latin-1, windows-1252, utf-16, …")
-    ] = "utf-8",
+        str | None, typer.Option(help="utf-8 (with or without BOM), latin-1, windows-1252, utf-16, …  [utf-8]")
+    ] = None,
     delimiter: Annotated[
         str | None, typer.Option(help="One character; found by itself as a rule. \\t is a tab.")
     ] = None,
@@ -88,29 +96,48 @@ def import_(
     has unsubscribed stays so, unless the consent is newer.
     """
     from mailer_lib.contacts.formats import FileFormat
-    from mailer_lib.contacts.importer import ImportOptions, import_contacts
+    from mailer_lib.contacts.import_options import ImportOptions
+    from mailer_lib.contacts.import_plan import ImportRequest
+    from mailer_lib.contacts.importer import import_contacts
+    from mailer_lib.contacts.profile_file import load_profile
+    from mailer_lib.contacts.profile_plan import ProfileRequest
     from mailer_lib.terms import SubscriptionState
 
-    options = ImportOptions(
-        list_name=list_name,
-        consent=SubscriptionState(consent.value),
-        columns=_pairs("--map", map_),
-        attributes=_pairs("--attribute", attribute),
-        consent_at=consent_at,
-        consent_source=consent_source,
-        consent_wording=consent_wording,
-        consent_ip=consent_ip,
-        encoding=encoding,
-        delimiter="\t" if delimiter == "\\t" else delimiter,
-        format=FileFormat(format_.value) if format_ is not None else None,
-        dry_run=dry_run,
-    )
+    said = {
+        "--list": list_name, "--consent": consent, "--map": map_, "--attribute": attribute, "--consent-at": consent_at,
+        "--consent-source": consent_source, "--consent-wording": consent_wording, "--consent-ip": consent_ip,
+        "--encoding": encoding, "--delimiter": delimiter,
+    }  # fmt: skip
+    known_format = FileFormat(format_.value) if format_ is not None else None
+    request: ImportRequest
+    if profile is not None:
+        if both := [name for name, value in said.items() if value]:
+            raise CommandError(f"{both[0]} and --profile: say it in {profile}", WRONG_USAGE)
+        request = ProfileRequest(load_profile(profile), known_format, dry_run=dry_run)
+    elif list_name is None or consent is None:
+        raise CommandError("say --list NAME and --consent confirmed or pending, or --profile FILE", WRONG_USAGE)
+    else:
+        request = ImportOptions(
+            list_name=list_name,
+            consent=SubscriptionState(consent.value),
+            columns=_pairs("--map", map_),
+            attributes=_pairs("--attribute", attribute),
+            consent_at=consent_at,
+            consent_source=consent_source,
+            consent_wording=consent_wording,
+            consent_ip=consent_ip,
+            encoding=encoding or "utf-8",
+            delimiter="\t" if delimiter == "\\t" else delimiter,
+            format=known_format,
+            dry_run=dry_run,
+        )
     with open_context() as context:
         with progress(f"{'trying' if dry_run else 'importing'} {file.name}") as report:
-            done = import_contacts(context.engine, context.settings, file, options, report, actor=context.actor)
-        _print_report(done, consent, dry_run=dry_run)
-        if consent is Consent.PENDING and not no_send and not dry_run:
-            _confirm_pending(context, list_name, pool, domain)
+            done = import_contacts(context.engine, context.settings, file, request, report, actor=context.actor)
+        print_report(done, dry_run=dry_run)
+        for one in done.lists:
+            if one.requested and not no_send and not dry_run:
+                _confirm_pending(context, one.name, pool, domain)
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
@@ -121,43 +148,6 @@ def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
             raise CommandError(f"{option} {text!r}: write COLUMN=NAME, like {option} 'E-Mail=address'", WRONG_USAGE)
         pairs[column.strip()] = target.strip()
     return pairs
-
-
-def _print_report(done: "ImportReport", consent: Consent, *, dry_run: bool) -> None:
-    output = console()
-    if dry_run:
-        output.print("dry run: nothing was written; this is what the import would do")
-    if done.resumed_after:
-        output.print(f"went on after row {done.resumed_after:,}, where an earlier run was interrupted")
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(justify="right")
-    table.add_column()
-    for count, what in (
-        (done.rows, "rows"),
-        (done.new, "new contacts"),
-        (done.updated, "updated"),
-        (done.unchanged, "unchanged"),
-        (done.duplicates, "came twice in the file; the last one counts"),
-        (done.rejected, "rejected"),
-        (done.confirmed, "confirmed for this list"),
-        (done.pending, "wait for confirmation"),
-    ):
-        if count or what == "rows":
-            table.add_row(f"{count:,}", what)
-    for reason, count in sorted(done.kept_out.items()):
-        table.add_row(f"{count:,}", f"stay out: {reason}")
-    output.print(table)
-    if done.undated and consent is Consent.CONFIRMED:
-        output.print(f"{done.undated:,} have no date of consent, which can't be newer than any refusal (--consent-at)")
-    if done.ignored_columns:
-        output.print(f"columns not imported: {', '.join(done.ignored_columns)}", markup=False)
-    if done.rejects is not None:
-        output.print(f"rejected rows, with line, column and reason: {done.rejects}", markup=False, soft_wrap=True)
-    for reject in done.first_rejects if dry_run else ():
-        where = f"line {reject.line}" + (f", {reject.column}" if reject.column else "")
-        output.print(f"{where}: {reject.reason}", markup=False)
-    if done.without_load_data:
-        output.print("the database server takes no files (local_infile = 0): with it, imports are cheaper")
 
 
 @app.command()

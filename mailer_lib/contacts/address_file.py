@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mailer_lib.contacts.address import Address, AddressError, normalise, normalise_domain
-from mailer_lib.contacts.columns import Field, map_columns
+from mailer_lib.contacts.columns import Field, MappingError, map_columns, slug
 from mailer_lib.contacts.csv_source import CsvSource, open_csv
+from mailer_lib.contacts.hash_lists import HashListError, parse_digest
 from mailer_lib.contacts.records import BadRecord, Record
+from mailer_lib.terms import HashAlgorithm
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Entry:
     address: Address | None = None
     domain: str | None = None
     problem: str | None = None
+    digest: bytes | None = None
+    text: str = ""  # as it stands in the file, of those with a problem
 
 
 def read_addresses(path: Path, encoding: str = "utf-8", *, domains: bool = False) -> Iterator[Entry]:
@@ -42,7 +46,7 @@ def read_addresses(path: Path, encoding: str = "utf-8", *, domains: bool = False
 def _entries(source: CsvSource, index: int, domains: bool) -> Iterator[Entry]:
     for item in source:
         if isinstance(item, BadRecord):
-            yield Entry(item.line, problem=item.reason)
+            yield Entry(item.line, problem=item.reason, text=item.raw)
         elif isinstance(item, Record):
             if index < len(item.cells):
                 yield _entry(item.line, item.cells[index], domains)
@@ -56,4 +60,39 @@ def _entry(line: int, text: str, domains: bool) -> Entry:
             return Entry(line, domain=normalise_domain(text))
         return Entry(line, address=normalise(text))
     except AddressError as error:
-        return Entry(line, problem=str(error))
+        return Entry(line, problem=str(error), text=text)
+
+
+def read_hashes(path: Path, algorithm: HashAlgorithm, encoding: str = "utf-8") -> Iterator[Entry]:
+    """Read a file of hashes: a hash a line, or a CSV with a column called hash, digest, sha256, md5 or the like.
+
+    Raises:
+        CsvError: empty, not in that encoding.
+        MappingError: several columns, and none is known to hold the hash.
+    """
+    with open_csv(path, encoding) as source:
+        first, index = source.header[0], 0
+        if len(source.header) > 1:
+            index = next((i for i, name in enumerate(source.header) if slug(name) in _HASH_COLUMNS), -1)
+            if index < 0:
+                raise MappingError(
+                    f"{path}: none of its columns is known to hold the hashes; call it hash; "
+                    f"it has: {', '.join(source.header)}"
+                )
+        elif slug(first) not in _HASH_COLUMNS:
+            yield _hash_entry(1, first, algorithm)
+        for item in source:
+            if isinstance(item, BadRecord):
+                yield Entry(item.line, problem=item.reason, text=item.raw)
+            elif isinstance(item, Record):
+                yield _hash_entry(item.line, item.cells[index] if index < len(item.cells) else "", algorithm)
+
+
+_HASH_COLUMNS = frozenset({"hash", "digest", "sha256", "sha_256", "md5", "email_hash", "email_sha256", "email_md5"})
+
+
+def _hash_entry(line: int, text: str, algorithm: HashAlgorithm) -> Entry:
+    try:
+        return Entry(line, digest=parse_digest(text, algorithm))
+    except HashListError as error:
+        return Entry(line, problem=str(error), text=text)

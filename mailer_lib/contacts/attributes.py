@@ -266,9 +266,9 @@ def parse_date(text: str) -> str:
         raise ValueProblemError("there is no such day in the calendar") from None
 
 
-def parse_items(text: str) -> list[str]:
+def parse_items(text: str, separator: str = ITEM_SEPARATOR) -> list[str]:
     """Texts between bars, ``hiking | climbing``: without empty ones, each once, in their order."""
-    items = list(dict.fromkeys(item for part in text.split(ITEM_SEPARATOR) if (item := clean_text(part, MAX_ITEM))))
+    items = list(dict.fromkeys(item for part in text.split(separator) if (item := clean_text(part, MAX_ITEM))))
     if len(items) > MAX_ITEMS:
         raise ValueProblemError(f"it has more than {MAX_ITEMS} items")
     return items

@@ -97,13 +97,13 @@ def map_columns(
             ) from None
         if wanted in fields:
             raise MappingError(f"two columns are mapped to {wanted}")
-        fields[wanted] = _index(where, header, column)
+        fields[wanted] = index_of(where, header, column)
         used.add(fields[wanted])
     for column, key in attributes.items():
         require_declared(types, key)
         if key in keys:
             raise MappingError(f"two columns are mapped to the attribute {key!r}")
-        keys[key] = _index(where, header, column)
+        keys[key] = index_of(where, header, column)
         used.add(keys[key])
     ignored = []
     for index, column in enumerate(header):
@@ -121,7 +121,12 @@ def map_columns(
     return ColumnMap(tuple(header), fields, keys, tuple(ignored))
 
 
-def _index(where: str, header: list[str], column: str) -> int:
+def index_of(where: str, header: list[str], column: str) -> int:
+    """Where a column stands; its name may be written in another case.
+
+    Raises:
+        MappingError: it isn't there, or is there twice.
+    """
     places = [index for index, name in enumerate(header) if name == column]
     if not places:
         places = [index for index, name in enumerate(header) if name.casefold() == column.casefold()]

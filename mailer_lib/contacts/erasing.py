@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from mailer_lib.contacts.address import Address, AddressError, normalise
 from mailer_lib.contacts.consent import suppress
+from mailer_lib.contacts.hash_lists import forget_person
 from mailer_lib.contacts.rejects import LINE
 from mailer_lib.database.schema import consent_events, contacts, seed_addresses, subscriptions
 from mailer_lib.terms import SuppressionReason
@@ -35,6 +36,7 @@ class ErasedRows:
 def erase_rows(connection: Connection, address: Address, address_hash: bytes, *, by: str, at: datetime) -> ErasedRows:
     """Everything central, in the open write transaction. Doing it again finds nothing."""
     suppress(connection, address_hash=address_hash, reason=SuppressionReason.ERASED, source=by, at=at)
+    forget_person(connection, address)
     person = select(contacts.c.id).where(contacts.c.address_hash == address_hash).scalar_subquery()
     left = connection.execute(delete(subscriptions).where(subscriptions.c.contact_id == person)).rowcount
     gone = connection.execute(delete(contacts).where(contacts.c.address_hash == address_hash)).rowcount

@@ -7,7 +7,7 @@ without a refusal or a barrier it doesn't depend on the time of the consent, so 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
@@ -33,18 +33,26 @@ class Sorted:
     unchanged: list[int] = field(default_factory=list)
     states: dict[int, SubscriptionState] = field(default_factory=dict)  # of those unchanged
 
+    def without(self, dropped: Collection[int]) -> "Sorted":
+        """All but some rows, who go the exact way because another list asks for it."""
+        new, joining, recording, unchanged = (
+            [i for i in indexes if i not in dropped]
+            for indexes in (self.new, self.joining, self.recording, self.unchanged)
+        )
+        return Sorted([], new, joining, recording, unchanged, self.states)
+
 
 def newcomer(scope: ImportScope) -> Verdict:
     """What the import makes of somebody of whom nothing is known."""
     return weigh(scope.requested, None, NEWCOMER)
 
 
-def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows) -> Sorted:
-    """Look up what is known of the people, and say who goes which way."""
+def sort_out(connection: Connection, scope: ImportScope, rows: PlainRows, listed: Collection[bytes] = ()) -> Sorted:
+    """Look up what is known of the people, and say who goes which way. ``listed``: whom hash lists name."""
     keys = rows.keys
     people = People(connection, keys)
     known = {row[0]: row for row in people.contacts(scope.list_id)}
-    barred = people.barred(scope.list_id)
+    barred = people.barred(scope.list_id) | set(listed)
     evidence: dict[bytes, set[tuple[str | None, str | None]]] = {}
     for key, at, source in people.evidence(scope.list_id, scope.method):
         evidence.setdefault(key, set()).update(((at, source), (None, source)))
@@ -101,13 +109,11 @@ def _same(rows: PlainRows, i: int, contact: tuple[object, ...]) -> bool:
     return bool(before | json.loads(rows.attributes[i]) == before)
 
 
-def write(connection: Connection, scope: ImportScope, rows: PlainRows, found: Sorted) -> None:
-    """Store what ``sort_out`` found, in its transaction."""
+def write_contacts(connection: Connection, rows: PlainRows, found: Sequence[int]) -> None:
+    """Add the contacts that ``sort_out`` found to be new, in its transaction."""
     moment = bulk.moment_text(now())
-    verdict = newcomer(scope)
-    assert verdict.action is not None
-    if found.new:
-        new = _at(rows, found.new)
+    if found:
+        new = _at(rows, found)
         bulk_load.add_contacts(
             connection,
             {
@@ -117,6 +123,13 @@ def write(connection: Connection, scope: ImportScope, rows: PlainRows, found: So
                 "state": ContactState.ACTIVE.value, "created_at": moment, "updated_at": moment,
             },
         )  # fmt: skip
+
+
+def write_consents(connection: Connection, scope: ImportScope, rows: PlainRows, found: Sorted) -> None:
+    """Store the subscriptions and the evidence of one list, whose contacts are there."""
+    moment = bulk.moment_text(now())
+    verdict = newcomer(scope)
+    assert verdict.action is not None
     if found.joining:
         joining = _at(rows, found.joining)
         ids = People(connection, joining.keys).ids()

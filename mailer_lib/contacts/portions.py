@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mailer_lib.contacts.batch import Drafts, Portion
+from mailer_lib.contacts.drafts import Drafts, Portion
 from mailer_lib.contacts.plain_rows import PlainReader
 from mailer_lib.contacts.records import BadRecord, Rows
 from mailer_lib.contacts.rows import ParsedRow, RowParser, RowProblemError
@@ -99,8 +99,16 @@ class PortionReader:
                 if key in repeated:
                     exact[place] = (key, self._parser.parse(chunk.cells[place]))
             plain = plain.only([key not in repeated for key in plain.keys])
+        outside = 0
+        if self._parser.joining.columns:
+            outside = plain.joins.count(0)
+            plain = plain.only(plain.joins) if outside else plain
         drafts = Drafts()
         for place in sorted(exact):
-            drafts.add(*exact[place])
+            if exact[place][1].evidence:
+                drafts.add(*exact[place])
+            else:
+                outside += 1
         rejects.sort(key=lambda reject: reject.line)
-        return Portion(rows, plain, drafts, lambda place: self._parser.parse(chunk.cells[place])), rejects
+        portion = Portion(rows - outside, plain, drafts, lambda place: self._parser.parse(chunk.cells[place]), outside)
+        return portion, rejects

@@ -7,14 +7,18 @@ from itertools import islice
 
 from sqlalchemy import Connection, Engine
 
+from mailer_lib.contacts import hash_lists
 from mailer_lib.contacts.address_file import Entry
-from mailer_lib.contacts.consent import suppress, suppress_domain, unsubscribe
+from mailer_lib.contacts.consent import suppress_domain, unsubscribe
+from mailer_lib.contacts.imported import suppress_imported
+from mailer_lib.contacts.rejects import RejectsWriter
+from mailer_lib.database.bulk_hashes import add_hashes
 from mailer_lib.database.engine import now
 from mailer_lib.database.retry import write_again
 from mailer_lib.identity import IdentityKey
-from mailer_lib.terms import SuppressionReason
+from mailer_lib.terms import HashAlgorithm
 
-BATCH = 500
+BATCH, QUICK_BATCH = 500, 5000  # people one by one; many by one statement
 
 ProgressCall = Callable[[int, int | None], None]
 
@@ -47,7 +51,7 @@ def unsubscribe_many(
             connection, address_hash=key, list_id=list_id, method="unsubscribe-file", source=source, at=now()
         )
 
-    return _apply(engine, entries, one, progress)
+    return _apply(engine, entries, partial(_each, one), progress, batch_rows=BATCH)
 
 
 def suppress_many(
@@ -57,31 +61,72 @@ def suppress_many(
     *,
     source: str,
     progress: ProgressCall | None = None,
+    rejects: RejectsWriter | None = None,
 ) -> RefusalReport:
     """Bar addresses and domains everywhere, with reason ``imported``: only an operator lifts it again."""
 
-    def one(connection: Connection, entry: Entry) -> bool:
-        if entry.domain is not None:
-            return suppress_domain(connection, domain=entry.domain, source=source)
-        assert entry.address is not None
-        key = identity.address_hash(entry.address.normalised)
-        return suppress(connection, address_hash=key, reason=SuppressionReason.IMPORTED, source=source, at=now())
+    def many(good: list[Entry], connection: Connection) -> int:
+        keys = [identity.address_hash(entry.address.normalised) for entry in good if entry.address is not None]
+        new = len(suppress_imported(connection, keys, source=source, at=now()))
+        domains = [entry.domain for entry in good if entry.domain is not None]
+        return new + sum(suppress_domain(connection, domain=domain, source=source) for domain in domains)
 
-    return _apply(engine, entries, one, progress)
+    return _apply(engine, entries, many, progress, rejects)
+
+
+@dataclass(frozen=True)
+class HashReport:
+    """What became of a file of hashes."""
+
+    hashes: RefusalReport  # new: weren't in the list
+    barred: int  # contacts who weren't barred by it yet
+
+
+def suppress_hashes(
+    engine: Engine,
+    identity: IdentityKey,
+    entries: Iterable[Entry],
+    *,
+    name: str,
+    algorithm: HashAlgorithm,
+    progress: ProgressCall,
+    rejects: RejectsWriter | None = None,
+) -> HashReport:
+    """Keep the hashes as a list of that name, and bar every contact whom it names.
+
+    Killed in the middle, run it again: until its end it bars no contact who was here before.
+
+    Raises:
+        HashListError: the name can't be, or is of a list of another algorithm.
+    """
+    kept = hash_lists.open_list(engine, name, algorithm)
+
+    def many(good: list[Entry], connection: Connection) -> int:
+        return add_hashes(connection, kept.id, sorted({entry.digest for entry in good if entry.digest is not None}))
+
+    report = _apply(engine, entries, many, progress, rejects)
+    return HashReport(report, hash_lists.apply_list(engine, kept, identity.address_hash, progress))
 
 
 def _apply(
     engine: Engine,
     entries: Iterable[Entry],
-    one: Callable[[Connection, Entry], bool],
+    many: Callable[[list[Entry], Connection], int],
     progress: ProgressCall | None,
+    rejects: RejectsWriter | None = None,
+    *,
+    batch_rows: int = QUICK_BATCH,
 ) -> RefusalReport:
     report = RefusalReport()
-    for batch in _batches(entries):
+    for batch in _batches(entries, batch_rows):
         good = [entry for entry in batch if entry.problem is None]
         report.lines += len(batch)
         report.problems += [(entry.line, entry.problem) for entry in batch if entry.problem is not None]
-        new = write_again(engine, partial(_each, one, good))
+        if rejects is not None:
+            for entry in batch:
+                if entry.problem is not None:
+                    rejects.write(entry.line, "", entry.problem, [entry.text])
+        new = write_again(engine, partial(many, good))
         report.new += new
         report.known += len(good) - new
         if progress is not None:
@@ -93,7 +138,7 @@ def _each(one: Callable[[Connection, Entry], bool], entries: list[Entry], connec
     return sum(one(connection, entry) for entry in entries)
 
 
-def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def _batches(entries: Iterable[Entry], rows: int) -> Iterator[list[Entry]]:
     iterator = iter(entries)
-    while batch := list(islice(iterator, BATCH)):
+    while batch := list(islice(iterator, rows)):
         yield batch

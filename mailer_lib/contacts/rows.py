@@ -3,10 +3,11 @@
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 from zoneinfo import available_timezones
 
 from mailer_lib.contacts.address import Address, AddressError, normalise
@@ -18,6 +19,8 @@ MAX_NAME = 200
 MAX_SOURCE = 200
 MAX_WORDING = 2000
 CLOCK_SKEW = timedelta(days=1)  # a consent "in the future" beyond any time zone's midnight is a typing error
+
+CONSENT_FIELDS = (Field.CONSENT_AT, Field.CONSENT_SOURCE, Field.CONSENT_WORDING, Field.CONSENT_IP)
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*")  # well-formed as in BCP 47 §2.1, without extensions
 _GERMAN = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(.*)", re.DOTALL)
@@ -49,7 +52,7 @@ class ParsedRow:
     address: Address
     fields: dict[str, str]  # given_name, family_name, locale, timezone
     attributes: dict[str, Value]
-    evidence: Evidence
+    evidence: dict[int, Evidence]  # of each list that the row joins, by its place among the import's lists
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,35 @@ class ConsentDefaults:
     ip: str | None = None
 
 
+@dataclass(frozen=True)
+class ConsentColumns:
+    """Where the consent to a list stands."""
+
+    places: Mapping[Field, int]  # of the fields that begin with CONSENT
+    defaults: ConsentDefaults
+    moment: Callable[[str], datetime] | None = None  # reads CONSENT_AT; ``parse_moment`` when None
+
+
+@dataclass(frozen=True)
+class Joining:
+    """Which lists a row joins, as bits: bit 0 is the first list."""
+
+    always: int = 1
+    columns: tuple[tuple[int, Callable[[str], int]], ...] = ()  # a column, and which lists its text means
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a file writes its values, where that isn't the usual way. Keys are fields' names and attributes' keys."""
+
+    readers: Mapping[str, Callable[[str], Any]] = field(default_factory=dict)
+    otherwise: Mapping[str, Any] = field(default_factory=dict)  # what an empty cell means, or a column that isn't there
+
+
+EVERYBODY_JOINS = Joining()
+USUAL = Wording()
+
+
 class RowParser:
     """Compiled from the mapping once; ``parse`` is the import's inner loop."""
 
@@ -72,26 +104,36 @@ class RowParser:
         defaults: ConsentDefaults,
         read_at: datetime,
         choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        *,
+        wording: Wording = USUAL,
+        joining: Joining = EVERYBODY_JOINS,
+        consents: Sequence[ConsentColumns] = (),
     ) -> None:
+        """``consents``: of each list; without any there is one list, and ``columns`` and ``defaults`` say it."""
         self.width = len(columns.header)
         self._header = columns.header
         self.address_index = columns.fields[Field.ADDRESS]
-        self.defaults = defaults
         self.latest = read_at + CLOCK_SKEW
         readers: dict[Field, Callable[[str], str]] = {
-            Field.GIVEN_NAME: _name,
-            Field.FAMILY_NAME: _name,
+            Field.GIVEN_NAME: parse_name,
+            Field.FAMILY_NAME: parse_name,
             Field.LOCALE: parse_locale,
             Field.TIMEZONE: parse_timezone,
         }
-        self.fields = [(f.value, columns.fields[f], read) for f, read in readers.items() if f in columns.fields]
-        self.attributes = [
-            (key, index, parser_of(types[key], choices.get(key, ()))) for key, index in columns.attributes.items()
+        said = wording.readers
+        self.fields = [
+            (f.value, columns.fields[f], said.get(f.value, read)) for f, read in readers.items() if f in columns.fields
         ]
-        self.consent = {
-            f: columns.fields.get(f)
-            for f in (Field.CONSENT_AT, Field.CONSENT_SOURCE, Field.CONSENT_WORDING, Field.CONSENT_IP)
-        }
+        self.attributes = [
+            (key, index, said.get(key) or parser_of(types[key], choices.get(key, ())))
+            for key, index in columns.attributes.items()
+        ]
+        names = {f.value for f in readers}
+        self.fields_otherwise = {key: value for key, value in wording.otherwise.items() if key in names}
+        self.attributes_otherwise = {key: value for key, value in wording.otherwise.items() if key not in names}
+        self.joining = joining
+        own = {f: index for f, index in columns.fields.items() if f in CONSENT_FIELDS}
+        self.consents = tuple(consents) or (ConsentColumns(own, defaults),)
 
     def parse(self, cells: list[str]) -> ParsedRow:
         """Read one record.
@@ -108,29 +150,37 @@ class RowParser:
         index = self.address_index
         try:
             address = normalise(cells[index])
-            fields: dict[str, str] = {}
+            fields = dict(self.fields_otherwise)
             for name, index, read in self.fields:
                 if cells[index] and (text := read(cells[index])):
                     fields[name] = text
-            attributes: dict[str, Value] = {}
+            attributes = dict(self.attributes_otherwise)
             for name, index, parse in self.attributes:
                 if cells[index] and not cells[index].isspace():
                     attributes[name] = parse(cells[index])
+            joins = self.joining.always
+            for index, lists_of in self.joining.columns:
+                joins |= lists_of(cells[index])
         except (AddressError, ValueProblemError) as error:
             raise RowProblemError(self._header[index], str(error)) from None
-        return ParsedRow(address, fields, attributes, self._evidence(cells))
+        evidence = {
+            number: self._evidence(cells, consent)
+            for number, consent in enumerate(self.consents)
+            if joins >> number & 1
+        }
+        return ParsedRow(address, fields, attributes, evidence)
 
-    def _evidence(self, cells: list[str]) -> Evidence:
-        at, source = self.defaults.at, self.defaults.source
-        wording, ip = self.defaults.wording, self.defaults.ip
+    def _evidence(self, cells: list[str], consent: ConsentColumns) -> Evidence:
+        said = consent.defaults
+        at, source, wording, ip = said.at, said.source, said.wording, said.ip
         index = 0
         try:
-            for field, place in self.consent.items():
-                if place is None or not cells[place].strip():
+            for field, place in consent.places.items():
+                if not cells[place].strip():
                     continue
                 index = place
                 if field is Field.CONSENT_AT:
-                    at = parse_moment(cells[place])
+                    at = (consent.moment or parse_moment)(cells[place])
                     if at > self.latest:
                         raise ValueProblemError("the consent lies in the future")
                 elif field is Field.CONSENT_SOURCE:
@@ -144,7 +194,7 @@ class RowParser:
         return Evidence(at, source, wording, ip)
 
 
-def _name(text: str) -> str:
+def parse_name(text: str) -> str:
     return clean_text(text, MAX_NAME)
 
 

@@ -189,6 +189,25 @@ domain_suppressions = Table(
     **_MYSQL,
 )
 
+hash_lists = Table(  # suppression lists that others hand out as hashes of addresses (0206)
+    "hash_lists",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("name", Exact(128), nullable=False, unique=True),
+    Column("algorithm", Exact(16), nullable=False, comment="terms.HashAlgorithm"),
+    Column("read_at", UtcDateTime, nullable=False, comment="when a file of it was read last"),
+    **_MYSQL,
+)
+
+listed_hashes = Table(  # whom the lists name, contacts or not: looked up for everybody who is imported
+    "listed_hashes",
+    metadata,
+    Column("digest", LargeBinary(32).with_variant(mysql.VARBINARY(32), "mysql", "mariadb"), primary_key=True),
+    Column("hash_list_id", Id, ForeignKey("hash_lists.id"), primary_key=True),
+    Index("ix_listed_hashes_list", "hash_list_id"),
+    **_MYSQL,
+)
+
 import_jobs = Table(  # imports that haven't reached the end of their file; a re-run goes on from here
     "import_jobs",
     metadata,

@@ -16,6 +16,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.whereabouts import find_exclusion, find_row
 from mailer_lib.contacts.address import normalise
+from mailer_lib.contacts.hash_lists import lists_naming
 from mailer_lib.contacts.person import look_up, suppressions_of
 from mailer_lib.database import audit
 from mailer_lib.database.engine import now, read, write
@@ -52,6 +53,7 @@ def dossier(engine: Engine, settings: Settings, address: str, *, actor: str) -> 
             "consent": [asdict(one) for one in known.evidence],
             "suppressions": _suppressions(connection, address_hash),
             "domain_suppressed": known.domain_barred,
+            "hash_lists": lists_naming(connection, person),
             "messages": messages,
             "left_out": [e for s in frozen if (e := _left_out(settings, s, address_hash)) is not None],
         }

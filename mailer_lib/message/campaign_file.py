@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from mailer_lib.message.campaign import Campaign, CampaignError
+from mailer_lib.yaml_text import line_of, sentence_of, syntax_problem
 
 _INCLUDE = re.compile(r"\{%-?\s*include\s+([\"'])([^\"']+)\1\s*-?%\}")
 _MAX_DEPTH = 8
@@ -29,15 +30,13 @@ def load_campaign(path: Path) -> Campaign:
     except UnicodeDecodeError:
         raise CampaignError(f"{path} isn't UTF-8; save it as UTF-8") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise CampaignError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise CampaignError(f"{path}{syntax_problem(error)}") from None
     if not isinstance(data, dict):
         raise CampaignError(f"{path}: a campaign is a mapping that begins with `name:`")
     problems: list[str] = []
 
     def say(location: tuple[Any, ...], sentence: str) -> None:
-        line = _line(tree, location)
+        line = line_of(tree, location)
         field = ".".join(str(part) for part in location)
         problems.append(f"{path}, line {line}, {field}: {sentence}" if field else f"{path}: {sentence}")
 
@@ -51,7 +50,7 @@ def load_campaign(path: Path) -> Campaign:
             return Campaign.model_validate(data)
         except ValidationError as error:
             for one in error.errors():
-                say(tuple(part for part in one["loc"]), _sentence(one))
+                say(tuple(part for part in one["loc"]), sentence_of(one))
     raise CampaignError("\n".join(problems))
 
 
@@ -90,30 +89,3 @@ def _read(folder: Path, path: Path, parents: tuple[Path, ...]) -> str:
     except UnicodeDecodeError:
         raise CampaignError(f"{path} isn't UTF-8; save it as UTF-8") from None
     return _INCLUDE.sub(lambda match: _read(folder, path.parent / match[2], (*parents, path)), text)
-
-
-def _sentence(error: Any) -> str:
-    kind, message = error["type"], str(error["msg"]).removeprefix("Value error, ")
-    if kind == "missing":
-        return "is missing; add it"
-    if kind == "extra_forbidden":
-        return "there is no such field; check the spelling"
-    return message[0].lower() + message[1:]
-
-
-def _line(node: yaml.Node | None, location: tuple[Any, ...]) -> int:
-    """Where in the YAML the deepest part of ``location`` stands that is there, counted from 1."""
-    line = 1
-    for part in location:
-        found: yaml.Node | None = None
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    line, found = key.start_mark.line + 1, value
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = node.value[part]
-            line = found.start_mark.line + 1
-        if found is None:
-            break
-        node = found
-    return line

@@ -1,5 +1,6 @@
 """``mailfleet contacts|lists|attributes|suppress|seeds`` as an operator types them."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -192,3 +193,75 @@ def test_many_contacts_as_a_file(mailfleet: Command, shop: Path, sqlite_engine: 
     assert load(mailfleet, all_of_list).stdout.count("2  unchanged") == 1
     assert actions(sqlite_engine).count("contacts.export.file") == 2
     assert "exists already" in mailfleet("contacts", "export", some, "--list", "newsletter").stderr
+
+
+# --- profiles and hash lists ------------------------------------------------------------------------------------------
+
+SHOP_YAML = """\
+fields: {address: E-Mail, given_name: First name}
+consent: {state: confirmed, at: {value: 2026-03-01}}
+lists:
+  - list: newsletter
+  - {list: offers, column: City, yes: [Linz], no: [York]}
+"""
+
+
+def test_an_import_by_a_profile_reports_by_list(mailfleet: Command, shop: Path, tmp_path: Path) -> None:
+    assert mailfleet("lists", "add", "offers", "--title", "Offers").code == 0
+    profile = tmp_path / "shop.yaml"
+    profile.write_text(SHOP_YAML)
+    for more in (["--dry-run"], []):
+        ran = mailfleet("contacts", "import", shop, "--profile", profile, *more)
+        assert ran.code == 0
+        for words in ("2  new contacts", "1  rejected", "2  confirmed for newsletter", "1  confirmed for offers"):
+            assert words in ran.stdout
+    ran = mailfleet("contacts", "show", "lena@x.org")
+    assert "newsletter" in ran.stdout and "offers" in ran.stdout
+
+
+def test_a_profile_and_options_exclude_each_other(mailfleet: Command, shop: Path, tmp_path: Path) -> None:
+    ran = load(mailfleet, shop, "--profile", str(tmp_path / "shop.yaml"))
+    assert (ran.code, "--list and --profile: say it in" in ran.stderr) == (2, True)
+    ran = mailfleet("contacts", "import", shop)
+    assert (ran.code, "or --profile FILE" in ran.stderr) == (2, True)
+
+
+def test_a_mistake_in_a_profile_is_one_line(mailfleet: Command, shop: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "shop.yaml"
+    profile.write_text(SHOP_YAML)
+    ran = mailfleet("contacts", "import", shop, "--profile", profile)
+    assert ran.code == 1
+    assert f"{profile}, line 5, lists[1].list: there is no list 'offers'" in ran.stderr.replace("\n", " ")
+
+
+def test_hash_lists_from_import_to_drop(mailfleet: Command, shop: Path, tmp_path: Path, sqlite_engine: Engine) -> None:
+    load(mailfleet, shop)
+    file = tmp_path / "partner.txt"
+    lena = hashlib.sha256(b"lena@x.org").hexdigest()
+    file.write_text(f"{lena.upper()}\nnot-a-hash\n")
+    ran = mailfleet("suppress", "import", file, "--hashes", "sha256", "--name", "partner")
+    assert ran.code == 0
+    for words in ("1 hashes new", "1 lines can't be read", "1 contacts suppressed by it now", "line 2:"):
+        assert words in ran.stdout
+    (rejects,) = (p for p in tmp_path.rglob("rejects/partner-*.csv"))
+    assert "hash,rejected_line" in rejects.read_text(encoding="utf-8-sig") and "not-a-hash,2" in rejects.read_text()
+    mended = tmp_path / "mended.csv"
+    mended.write_text(rejects.read_text(encoding="utf-8-sig").replace("not-a-hash", lena))
+    ran = mailfleet("suppress", "import", mended, "--hashes", "sha256", "--name", "partner")
+    assert "0 hashes new, 1 were there, 0 lines" in ran.stdout
+    assert "on the hash list partner" in mailfleet("suppress", "check", "lena@x.org").stdout
+    assert "partner" in mailfleet("suppress", "lists").stdout
+    assert json.loads(mailfleet("contacts", "export", "lena@x.org").stdout)["hash_lists"] == ["partner"]
+    assert "1 hashes forgotten, 1 suppressions lifted" in mailfleet("suppress", "drop-list", "partner").stdout
+    assert mailfleet("suppress", "check", "lena@x.org").code == 1
+    assert {"suppress.import", "suppress.drop-list"} <= set(actions(sqlite_engine))
+
+
+def test_addresses_that_cannot_be_read_land_in_a_rejects_file(mailfleet: Command, shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "never.txt"
+    file.write_text("lena@x.org\nlena@\n")
+    ran = mailfleet("suppress", "import", file)
+    assert "1 suppressed, 0 were already, 1 lines can't be read" in ran.stdout
+    (rejects,) = (p for p in tmp_path.rglob("rejects/never-*.csv"))
+    rejects.write_text(rejects.read_text(encoding="utf-8-sig").replace("lena@,", "bo@x.org,"))
+    assert "1 suppressed, 0 were already, 0 lines" in mailfleet("suppress", "import", rejects).stdout

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mailer_lib.contacts.attributes import declared
-from mailer_lib.contacts.batch import Drafts, Portion, store
+from mailer_lib.contacts.batch import store
 from mailer_lib.contacts.columns import map_columns
 from mailer_lib.contacts.csv_source import open_csv
-from mailer_lib.contacts.importer import ImportReport
+from mailer_lib.contacts.drafts import Before, Drafts, Portion
+from mailer_lib.contacts.importer import ImportReport, ListReport
 from mailer_lib.contacts.plain_rows import PlainReader
 from mailer_lib.contacts.records import BadRecord, each
 from mailer_lib.contacts.rows import ConsentDefaults, RowParser, RowProblemError
@@ -23,6 +24,7 @@ def import_exactly(world: World, path: Path, *, consent: SubscriptionState, batc
     scope = ImportScope(world.list_id, consent is SubscriptionState.PENDING, started)
     counts: Counter[str] = Counter()
     kept_out: Counter[Any] = Counter()
+    of_list: Counter[str] = Counter()
     seen: set[bytes] = set()
     with read(world.engine) as connection:
         types = declared(connection)
@@ -44,10 +46,13 @@ def import_exactly(world: World, path: Path, *, consent: SubscriptionState, batc
             rows += 1
             drafts.add(address_hash(row.address.normalised), row)
         with write(world.engine) as connection:
-            done = store(connection, scope, Portion(rows, nobody, drafts, lambda _: parser.parse([])), seen)
+            portion = Portion(rows, nobody, drafts, lambda _: parser.parse([]))
+            done = store(connection, [scope], portion, Before(seen, [seen]))
         counts["duplicates"] += rows - len(drafts.keys() - seen)
         seen.update(drafts)
-        for name in ("new", "updated", "unchanged", "confirmed", "pending", "undated"):
+        for name in ("new", "updated", "unchanged", "erased"):
             counts[name] += getattr(done, name)
-        kept_out.update(done.kept_out)
-    return ImportReport(**counts, kept_out=dict(kept_out))
+        (one,) = done.lists
+        of_list.update(confirmed=one.confirmed, pending=one.pending, undated=one.undated)
+        kept_out.update(one.kept_out)
+    return ImportReport(**counts, lists=(ListReport("newsletter", **of_list, kept_out=dict(kept_out)),))

@@ -21,7 +21,9 @@ from sqlalchemy import func, select
 from mailer_lib.contacts import consent
 from mailer_lib.contacts.columns import MappingError
 from mailer_lib.contacts.csv_source import CsvError
-from mailer_lib.contacts.importer import ConsentOptionError, ImportOptions, ImportReport, import_contacts
+from mailer_lib.contacts.import_options import ImportOptions
+from mailer_lib.contacts.import_plan import ConsentOptionError
+from mailer_lib.contacts.importer import ImportReport, import_contacts
 from mailer_lib.contacts.lists import ListError
 from mailer_lib.contacts.precedence import EVERYWHERE, KeptOut
 from mailer_lib.database.engine import open_engine, read

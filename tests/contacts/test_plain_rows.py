@@ -75,7 +75,7 @@ def test_a_plain_row_says_what_the_exact_way_says(
                 f.value: c[index] for f, c in zip(FIELDS, fields, strict=True) if c[index] is not None
             } == exact.fields
             assert plain.attributes[index] == json.dumps(exact.attributes, ensure_ascii=False, sort_keys=True)
-            evidence = exact.evidence
+            evidence = exact.evidence[0]
             assert (plain.at[index], plain.sources[index], plain.wordings[index], plain.ips[index]) == (
                 moment_text(evidence.at), evidence.source, evidence.wording, evidence.ip,
             )  # fmt: skip

@@ -54,19 +54,19 @@ def test_a_good_row() -> None:
     assert row.address.normalised == "lena@example.org"
     assert row.fields == {"given_name": "Lena", "locale": "de-AT", "timezone": "Europe/Vienna"}
     assert row.attributes == {"city": "Linz", "since": "2024-12-31", "points": 12.5, "vip": True}
-    assert row.evidence.at == datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
-    assert (row.evidence.source, row.evidence.ip) == ("people.csv", "192.0.2.1")
+    assert row.evidence[0].at == datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert (row.evidence[0].source, row.evidence[0].ip) == ("people.csv", "192.0.2.1")
 
 
 def test_empty_cells_say_nothing() -> None:
     row = parse(["lena@example.org", *[""] * (len(HEADER) - 1)])
     assert (row.fields, row.attributes) == ({}, {})
-    assert row.evidence.at is None
+    assert row.evidence[0].at is None
 
 
 def test_one_date_for_all_counts_where_the_cell_is_empty() -> None:
-    assert parse(changed("Signed up at", ""), ConsentDefaults(NOW, "fair", "yes")).evidence.at == NOW
-    assert parse(ROW, ConsentDefaults(NOW, "fair", "yes")).evidence.at != NOW
+    assert parse(changed("Signed up at", ""), ConsentDefaults(NOW, "fair", "yes")).evidence[0].at == NOW
+    assert parse(ROW, ConsentDefaults(NOW, "fair", "yes")).evidence[0].at != NOW
 
 
 @pytest.mark.parametrize(

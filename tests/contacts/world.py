@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from mailer_lib.contacts import attributes
-from mailer_lib.contacts.importer import ImportOptions, ImportReport, import_contacts
+from mailer_lib.contacts.import_options import ImportOptions
+from mailer_lib.contacts.importer import ImportReport, import_contacts
 from mailer_lib.contacts.lists import ensure_list
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import consent_events, contacts, subscriptions, suppressions

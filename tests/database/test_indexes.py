@@ -13,7 +13,8 @@ from mailer_lib.audience import catalogue, frequency, ranges, sampling, snapshot
 from mailer_lib.audience.plan import Exclude, FrequencyCap, load_plan
 from mailer_lib.contacts import attributes, consent, erasing, person
 from mailer_lib.contacts.address import normalise
-from mailer_lib.contacts.importer import ImportOptions, import_contacts
+from mailer_lib.contacts.import_options import ImportOptions
+from mailer_lib.contacts.importer import import_contacts
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import (
     audit_log,

@@ -92,6 +92,18 @@ def upgrade() -> None:
     mysql_engine='InnoDB'
     )
     op.create_index('ix_domain_suppressions_created', 'domain_suppressions', ['created_at'], unique=False)
+    op.create_table('hash_lists',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('name', Exact(128), nullable=False),
+    sa.Column('algorithm', Exact(16), nullable=False, comment='terms.HashAlgorithm'),
+    sa.Column('read_at', UtcDateTime(), nullable=False, comment='when a file of it was read last'),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_hash_lists')),
+    sa.UniqueConstraint('name', name=op.f('uq_hash_lists_name')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('import_jobs',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('fingerprint', Exact(64), nullable=False, comment='sha256 of file and options'),
@@ -266,6 +278,17 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('listed_hashes',
+    sa.Column('digest', sa.LargeBinary(length=32).with_variant(sa.VARBINARY(length=32), 'mariadb').with_variant(sa.VARBINARY(length=32), 'mysql'), nullable=False),
+    sa.Column('hash_list_id', Id, nullable=False),
+    sa.ForeignKeyConstraint(['hash_list_id'], ['hash_lists.id'], name=op.f('fk_listed_hashes_hash_list_id')),
+    sa.PrimaryKeyConstraint('digest', 'hash_list_id', name=op.f('pk_listed_hashes')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
+    op.create_index('ix_listed_hashes_list', 'listed_hashes', ['hash_list_id'], unique=False)
     op.create_table('provider_limits',
     sa.Column('pool_id', Id, nullable=False),
     sa.Column('provider', Exact(32), nullable=False),
@@ -480,6 +503,8 @@ def downgrade() -> None:
     op.drop_index('ix_subscriptions_list_state', table_name='subscriptions')
     op.drop_table('subscriptions')
     op.drop_table('provider_limits')
+    op.drop_index('ix_listed_hashes_list', table_name='listed_hashes')
+    op.drop_table('listed_hashes')
     op.drop_table('dispatch_servers')
     op.drop_index('ix_consent_events_address', table_name='consent_events')
     op.drop_table('consent_events')
@@ -493,6 +518,7 @@ def downgrade() -> None:
     op.drop_table('seed_addresses')
     op.drop_table('lists')
     op.drop_table('import_jobs')
+    op.drop_table('hash_lists')
     op.drop_index('ix_domain_suppressions_created', table_name='domain_suppressions')
     op.drop_table('domain_suppressions')
     op.drop_table('criteria')
