@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 
 from sqlalchemy import Connection, Engine, func, select
@@ -10,7 +11,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.published import published
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import leases, rollups_hourly, shards
-from mailer_lib.dispatch.forecast import Capacity, capacity_of, forecast
+from mailer_lib.dispatch.forecast import Capacity, ServerCapacity, capacity_of, forecast
 from mailer_lib.dispatch.plan import LIVE_FOR
 from mailer_lib.dispatch.sends import SendRecord, find_send
 from mailer_lib.dispatch.slot_report import SlotRow, slot_rows
@@ -42,6 +43,7 @@ class Glance:
     deferrals: int
     slots: list[SlotRow]
     live: frozenset[tuple[int, int]]  # (server_id, slot) that spoke in the last seconds
+    at: datetime
     frozen_by_provider: Mapping[str, int]
     settled_by_provider: Mapping[str, int]
     capacity: Capacity  # of the sending pool, as the forecast has it
@@ -67,7 +69,7 @@ class Glance:
         left = {name: count for name, count in left.items() if count}
         if self.per_s <= 0:
             return [ProviderLeft(name, frozen[name], count, None, "") for name, count in sorted(left.items())]
-        expected = forecast(left, replace(self.capacity, per_s=self.per_s))
+        expected = forecast(left, _at_rate(self.capacity, self.per_s), self.at)
         return [
             ProviderLeft(p.provider, frozen[p.provider], p.messages, _finite(p.done_after_s), p.bound_by)
             for p in expected.by_provider
@@ -106,6 +108,7 @@ def glance(engine: Engine, settings: Settings, ref: str) -> Glance:
         deferrals=int(sums[-1] or 0),
         slots=slots,
         live=frozenset((s.server_id, s.slot) for s in slots if at - s.at < LIVE_FOR),
+        at=at,
         frozen_by_provider=by_provider,
         settled_by_provider=settled,
         capacity=capacity,
@@ -116,6 +119,15 @@ def glance(engine: Engine, settings: Settings, ref: str) -> Glance:
 def _frozen_by_provider(folder: StorePath, manifest_sha256: str) -> Mapping[str, int]:
     """Of one phase; whoever looks once a second needn't read a thousand shards' checksums each time."""
     return manifests.load(folder).counts.by_provider
+
+
+def _at_rate(capacity: Capacity, per_s: float) -> Capacity:
+    """The same servers, caps and limits, at the rate that all servers together have now."""
+    assumed = sum(server.per_s for server in capacity.servers)
+    if not assumed:
+        return replace(capacity, servers=(ServerCapacity(per_s),))
+    servers = (replace(server, per_s=server.per_s * per_s / assumed) for server in capacity.servers)
+    return replace(capacity, servers=tuple(servers))
 
 
 def _finite(seconds: float) -> float | None:
