@@ -10,6 +10,7 @@ phase: rows of the shards = the manifest's = the database's. For the send: nobod
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Engine, select
@@ -52,6 +53,7 @@ class Books:
     deferrals: int = 0
     phases: int = 0
     by_provider: Mapping[str, Mapping[Outcome, int]] = field(default_factory=dict)
+    last_injected_at: Mapping[str, datetime] = field(default_factory=dict)  # by provider
 
     @property
     def balanced(self) -> bool:
@@ -126,6 +128,7 @@ def read_books(engine: Engine, settings: Settings, send_id: int) -> tuple[Books,
         deferrals=page.deferrals,
         phases=len(phases),
         by_provider={provider: dict(counts) for provider, counts in page.by_provider.items()},
+        last_injected_at={p: datetime.fromtimestamp(t_ms / 1000, UTC) for p, t_ms in page.last_injected_ms.items()},
     )
     if books.unsettled < 0:
         page.problems.append(f"{done} outcomes for {page.frozen} frozen rows")
@@ -142,6 +145,7 @@ class _Page:
         self.frozen = 0
         self.outcomes: Counter[Outcome] = Counter()
         self.by_provider: dict[str, Counter[Outcome]] = {}
+        self.last_injected_ms: dict[str, int] = {}
         self.deferrals = 0
         self.injected: Counter[bytes] = Counter()
         self.problems: list[str] = []
@@ -224,8 +228,10 @@ class _Page:
             self.problems.append(f"{name} ended with {len(rows)} outcomes for {lease.granted} granted rows")
 
     def _count(self, record: Final, columns: ShardColumns) -> None:
-        self.by_provider.setdefault(columns.provider[record.row], Counter())[record.outcome] += 1
+        provider = columns.provider[record.row]
+        self.by_provider.setdefault(provider, Counter())[record.outcome] += 1
         if record.outcome is Outcome.INJECTED:
+            self.last_injected_ms[provider] = max(self.last_injected_ms.get(provider, 0), record.t_ms)
             self.injected[columns.message_key[record.row]] += 1
 
 

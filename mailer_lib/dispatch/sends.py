@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -57,6 +58,7 @@ class SendRecord:
     control: Control
     pace_per_s: float | None
     send_window: SendWindow | None
+    forecast: dict[str, Any] | None
     content_hash: str | None
     expires_at: datetime | None
     launched_by: str | None
@@ -405,6 +407,12 @@ def release(engine: Engine, send_id: int, claim: str) -> None:
     with write(engine) as connection:
         mine = (sends.c.id == send_id) & (sends.c.claim == fit_claim(claim))
         connection.execute(update(sends).where(mine).values(claim=None, claimed_at=None))
+
+
+def keep_forecast(engine: Engine, send_id: int, forecast: Mapping[str, Any]) -> None:
+    """Note the forecast that is shown for approval; the report compares it with what came of it."""
+    with write(engine) as connection:
+        connection.execute(update(sends).where(sends.c.id == send_id).values(forecast=dict(forecast)))
 
 
 # --- states -----------------------------------------------------------------------------------------------------------

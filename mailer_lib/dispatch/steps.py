@@ -336,7 +336,9 @@ def approval_summary(
 ) -> ApprovalSummary:
     """What an approver decides on, with the digest that the approval is bound to. ``warnings`` of *check* are shown."""
     send = held_send(engine, send_id, claim)
-    return make_summary(engine, settings, send, list(warnings))
+    summary = make_summary(engine, settings, send, list(warnings))
+    sends.keep_forecast(engine, send_id, summary["forecast"])
+    return summary
 
 
 def record_approval(

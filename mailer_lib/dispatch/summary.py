@@ -228,7 +228,7 @@ def _report_text(send: SendRecord, books: Books, problems: list[str], decided: l
         lines += [send.reason, ""]
     lines += [f"`{books.line()}`", "", "The books balance." if books.balanced and not problems else "NOT balanced."]
     lines += [f"- {problem}" for problem in problems]
-    lines += ["", *_by_provider(books)]
+    lines += ["", *_by_provider(books), *against_forecast(send, books)]
     if send.started_at is not None and send.finished_at is not None:
         took_s = (send.finished_at - send.started_at).total_seconds()
         rate = books[Outcome.INJECTED] / took_s if took_s > 0 else 0.0
@@ -240,6 +240,23 @@ def _report_text(send: SendRecord, books: Books, problems: list[str], decided: l
         lines += [f"Approved by {send.approved_by}."]
     lines += decided
     return "\n".join(lines)
+
+
+def against_forecast(send: SendRecord, books: Books) -> list[str]:
+    """How long each provider took, and was forecast to. Nothing for a send of several phases: a forecast is for one."""
+    if send.forecast is None or send.started_at is None or books.phases != 1:
+        return []
+    head = ["| mailbox provider | forecast | took | bound by (forecast) |", "| --- | ---: | ---: | --- |"]
+    body = []
+    for one in send.forecast["by_provider"]:
+        done_at = books.last_injected_at.get(one["provider"])
+        if done_at is None:
+            took = "nothing handed over"
+        else:
+            took = duration(max(0.0, (done_at - send.started_at).total_seconds()))
+        expected = "never" if one["done_after_s"] is None else duration(one["done_after_s"])
+        body.append(f"| {one['provider']} | {expected} | {took} | {one['bound_by']} |")
+    return [*head, *body, ""] if body else []
 
 
 def _by_provider(books: Books) -> list[str]:

@@ -48,6 +48,7 @@ def test_every_outcome_is_counted_once(world: World) -> None:
     assert (books.balanced, books.deferrals, books.phases) == (True, 1, 1)
     assert books.by_provider["gmail"] == {Outcome.INJECTED: 1, Outcome.EXPIRED: 1}
     assert books.as_dict()["injected"] == 1
+    assert list(books.last_injected_at) == ["gmail"]
 
 
 def test_rows_without_an_outcome_are_unsettled_and_not_balanced(sqlite_world: World) -> None:

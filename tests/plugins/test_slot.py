@@ -7,6 +7,8 @@ from sqlalchemy import insert, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns, lists, sending_pools, sends, shards, snapshots
+from mailer_lib.dispatch.grant_counts import count_grant
+from mailer_lib.fleet import servers
 from mailer_lib.terms import Control, SendMode, SendState, ShardState, SnapshotState
 
 
@@ -35,11 +37,11 @@ def send_id(sqlite_engine):
     installation.cache_clear()
 
 
-def fires(send_id: int, timeout_s: float) -> bool:
+def fires(send_id: int, timeout_s: float, server_id: int | None = None) -> bool:
     from mailfleet_airflow.slot import SlotWaitTrigger
 
     async def first() -> object:
-        async for event in SlotWaitTrigger(send_id, poll_s=0.05).run():
+        async for event in SlotWaitTrigger(send_id, server_id, poll_s=0.05).run():
             return event.payload
         return None
 
@@ -53,9 +55,9 @@ def test_it_is_made_again_from_what_it_serialises():
     from airflow.sdk.module_loading import import_string
     from mailfleet_airflow.slot import POLL_S, SlotWaitTrigger
 
-    path, arguments = SlotWaitTrigger(7).serialize()
+    path, arguments = SlotWaitTrigger(7, 3).serialize()
     again = import_string(path)(**arguments)
-    assert (again.send_id, again.poll_s) == (7, POLL_S)
+    assert (again.send_id, again.server_id, again.poll_s) == (7, 3, POLL_S)
 
 
 def test_the_first_look_comes_late_because_airflow_fails_tasks_whose_trigger_fires_at_once(send_id):
@@ -75,6 +77,17 @@ def test_the_first_look_comes_late_because_airflow_fails_tasks_whose_trigger_fir
 
 def test_it_fires_when_rows_are_free(send_id):
     assert fires(send_id, 10)
+
+
+def test_rows_are_nothing_to_a_server_whose_cap_is_used_up(send_id, sqlite_engine):
+    with write(sqlite_engine) as connection:
+        spec = servers.make_spec(name="mta-1", pool="p", helo_name="mta1.fjordfern.example", per_day=10)
+        server_id, _ = servers.add(connection, spec, actor="test")
+        count_grant(connection, server_id, 10, now())
+    assert not fires(send_id, 1, server_id)
+    with write(sqlite_engine) as connection:
+        servers.add(connection, servers.make_spec(**spec.model_dump() | {"per_day": 11}), actor="test", replace=True)
+    assert fires(send_id, 10, server_id)
 
 
 @pytest.mark.parametrize(
