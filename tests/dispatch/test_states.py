@@ -16,10 +16,16 @@ def test_what_is_over_only_begins_anew(state: SendState) -> None:
     assert TRANSITIONS[state] <= {SendState.PLANNED, SendState.APPROVED, SendState.AWAITING_APPROVAL}
 
 
+@pytest.mark.parametrize("state", sorted(set(SendState) - {SendState.RUNNING, SendState.JUDGING}))
+def test_only_a_running_send_comes_to_judging(state: SendState) -> None:
+    with pytest.raises(StateError, match=f"a#1 is {state}: it can't become judging"):
+        check_transition("a#1", state, SendState.JUDGING)
+
+
 @pytest.mark.parametrize("state", sorted(set(SendState) - {SendState.APPROVED}))
 def test_only_an_approved_send_starts_running(state: SendState) -> None:
-    if state == SendState.RUNNING:
-        check_transition("a#1", state, state)
+    if state in (SendState.RUNNING, SendState.JUDGING):  # one that judges has run before
+        check_transition("a#1", state, SendState.RUNNING)
         return
     with pytest.raises(StateError, match=f"a#1 is {state}: it can't become running"):
         check_transition("a#1", state, SendState.RUNNING)
