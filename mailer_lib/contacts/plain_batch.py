@@ -106,9 +106,10 @@ def write(connection: Connection, scope: ImportScope, rows: PlainRows, found: So
     moment = bulk.moment_text(now())
     verdict = newcomer(scope)
     assert verdict.action is not None
+    ids: dict[bytes, int] = {}
     if found.new:
         new = _at(rows, found.new)
-        bulk_load.add_contacts(
+        given = bulk_load.add_contacts(
             connection,
             {
                 "address_given": new.given, "address": new.normalised, "address_hash": new.keys, "domain": new.domains,
@@ -117,9 +118,13 @@ def write(connection: Connection, scope: ImportScope, rows: PlainRows, found: So
                 "state": ContactState.ACTIVE.value, "created_at": moment, "updated_at": moment,
             },
         )  # fmt: skip
+        if given is not None:
+            ids.update(zip(new.keys, given, strict=True))
     if found.joining:
         joining = _at(rows, found.joining)
-        ids = People(connection, joining.keys).ids()
+        others = [key for key in joining.keys if key not in ids]
+        if others:
+            ids |= People(connection, others).ids()
         dated = verdict.state is SubscriptionState.CONFIRMED and not scope.requested
         bulk_load.add_subscriptions(
             connection,
