@@ -24,7 +24,7 @@ from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_a
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.people import Freezing, shard_numbers
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
-from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, range_folder, read_done
+from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, group_count, range_folder, read_done
 from mailer_lib.audience.slicing import Dealer, threshold
 from mailer_lib.database.engine import now
 from mailer_lib.identity import message_keys
@@ -33,7 +33,6 @@ from mailer_lib.shard.files import write_parquet, write_shard
 from mailer_lib.shard.recipient import REST
 from mailer_lib.terms import ExclusionReason
 
-_GATHERED = 8  # planned shards at a time; chosen, not tuned
 MAX_SHARD_ROWS = 5000  # of a lease; docs/architecture.md
 EXCLUDED_FOLDER = "excluded"
 LATE_FILE = "publication.parquet"
@@ -261,18 +260,30 @@ def _late_file(folder: Path, tally: _Tally) -> Iterator[_Late]:
 
 @dataclass(frozen=True)
 class _Run:
-    """One mapped batch, sorted by planned shard: shard n has the rows ``starts[n]`` to ``starts[n + 1]``."""
+    """One file of a range, open: nothing of it is in memory but the group in use."""
 
-    table: pa.Table  # without the column ``shard``
-    starts: NDArray[np.int64]
+    path: Path
+    reader: pa.RecordBatchFileReader
 
-    def of_shards(self, first: int, end: int) -> pa.Table:
-        return self.table.slice(int(self.starts[first]), int(self.starts[end] - self.starts[first]))
+    @classmethod
+    def open(cls, path: Path) -> "_Run":
+        return cls(path, pa.ipc.open_file(pa.OSFile(str(path), "rb")))
+
+    def of_group(self, group: int, groups: int) -> pa.Table:
+        batches = range(group, self.reader.num_record_batches, groups)
+        return pa.Table.from_batches([self.reader.get_batch(number) for number in batches])
+
+    def column(self, name: str) -> "Iterator[pa.Array[Any]]":
+        """One column of all its people; no other is read."""
+        only = pa.ipc.IpcReadOptions(included_fields=[self.reader.schema.get_field_index(name)])
+        reader = pa.ipc.open_file(pa.OSFile(str(self.path), "rb"), options=only)
+        for group in range(reader.num_record_batches):
+            yield reader.get_batch(group).column(0)
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """The built ranges, mapped into memory: only the slices in use are read."""
+    """The built ranges."""
 
     plan: SnapshotPlan
     freezing: Freezing
@@ -290,33 +301,33 @@ class _Runs:
             if found is None or found.as_of != plan.as_of:
                 raise SnapshotError(f"range {index} of the snapshot of {plan} isn't built yet")
             done.append(found)
-        selected = tuple(run for d in done for run in _map(folders[d.index], d.rows, plan.shards))
-        barring = {d.index: tuple(_map(folders[d.index], d.excluded, plan.shards)) for d in done}
+        selected = tuple(run for d in done for run in _open(folders[d.index], d.rows))
+        barring = {d.index: tuple(_open(folders[d.index], d.excluded)) for d in done}
         return cls(plan, freezing_of(plan, settings), tuple(done), selected, barring, _fitting(selected, plan.shards))
 
     def shards(self) -> Iterator[tuple[int, pa.Table, NDArray[np.int64], Mapping[bytes, ExclusionReason]]]:
         """Number, people, which rows of them ranges selected for that shard, and whom of them another range barred.
 
         Shards without anybody are left out.
-
-        Planned shards are gathered several at a time: a slice costs some µs whatever it holds.
         """
-        for first in range(0, self.plan.shards, _GATHERED):
-            end = min(first + _GATHERED, self.plan.shards)
-            people = _concat([run.of_shards(first, end) for run in self.selected], self.freezing.schema)
+        groups = group_count(self.plan.shards)
+        for group in range(groups):
+            people = _concat([run.of_group(group, groups) for run in self.selected], self.freezing.schema)
             if not people.num_rows:
                 continue
             people = people.combine_chunks()
             numbers = shard_numbers(people.column("address_hash").combine_chunks(), self.shard_count)
             order = by_person(people, numbers)
             found, starts = np.unique(numbers[order], return_index=True)
-            barred = self._barred(first, end, people)
+            barred = self._barred(
+                [run.of_group(group, groups) for runs in self.barring.values() for run in runs], people
+            )
             for number, rows in zip(found, np.split(order, starts[1:]), strict=True):
                 yield int(number), people, rows, barred
 
-    def _barred(self, first: int, end: int, people: pa.Table) -> dict[bytes, ExclusionReason]:
-        """Of the people of these planned shards, those whom a range excluded too: reasons by address hash."""
-        out = _concat([run.of_shards(first, end) for runs in self.barring.values() for run in runs], EXCLUDED_SCHEMA)
+    def _barred(self, excluded: list[pa.Table], people: pa.Table) -> dict[bytes, ExclusionReason]:
+        """Of the people of a group of shards, those whom a range excluded too: reasons by address hash."""
+        out = _concat(excluded, EXCLUDED_SCHEMA)
         if not out.num_rows:
             return {}
         barred, chosen = (halves(table.column("address_hash"))[:, 1] for table in (out, people))
@@ -331,11 +342,11 @@ class _Runs:
     def keys(self) -> Iterator[memoryview]:
         """Message keys of everybody whom the ranges selected."""
         for run in self.selected:
-            for chunk in run.table.column("message_key").chunks:
-                yield bytes_of(chunk)
+            for part in run.column("message_key"):
+                yield bytes_of(part)
 
     def excluded(self, done: RangeDone) -> pa.Table:
-        return _concat([run.table for run in self.barring[done.index]], EXCLUDED_SCHEMA)
+        return _concat([run.reader.read_all() for run in self.barring[done.index]], EXCLUDED_SCHEMA)
 
 
 def _hashes(people: pa.Table, rows: NDArray[np.int64]) -> list[bytes]:
@@ -347,16 +358,12 @@ def _concat(tables: list[pa.Table], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([table for table in tables if table.num_rows] or [schema.empty_table()])
 
 
-def _map(folder: Path, files: Sequence[RunFile], shards: int) -> Iterator[_Run]:
+def _open(folder: Path, files: Sequence[RunFile]) -> Iterator[_Run]:
     for file in files:
         path = folder / file.name
         if not path.exists() or sha256_of(path) != file.sha256:
             raise SnapshotError(f"{path} is missing or damaged; remove {folder} and build that range again")
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        for number in range(reader.num_record_batches):
-            table = pa.Table.from_batches([reader.get_batch(number)])
-            planned = table.column("shard").combine_chunks().to_numpy()
-            yield _Run(table.drop_columns("shard"), np.searchsorted(planned, np.arange(shards + 1)))
+        yield _Run.open(path)
 
 
 def _fitting(runs: tuple[_Run, ...], planned: int) -> int:
@@ -368,8 +375,8 @@ def _fitting(runs: tuple[_Run, ...], planned: int) -> int:
     while True:
         rows = np.zeros(count, np.int64)
         for run in runs:
-            hashes = run.table.column("address_hash").combine_chunks()
-            rows += np.bincount(shard_numbers(hashes, count), minlength=count)
+            for hashes in run.column("address_hash"):
+                rows += np.bincount(shard_numbers(hashes, count), minlength=count)
         if rows.max(initial=0) <= MAX_SHARD_ROWS:
             return count
         count *= 2

@@ -48,10 +48,9 @@ def store(
         _count_plain(counts, scopes, found, before)
     weighed = exact_batch.weigh_all(connection, scopes, drafts, before, counts, on_lists=on_lists) if drafts else None
     if not dry:
-        if found:
-            plain_batch.write_contacts(connection, plain, _new_of(plain, found))
+        ids = plain_batch.write_contacts(connection, plain, _new_of(plain, found)) if found else {}
         for scope, (rows, sorted_) in zip(scopes, found, strict=False):
-            plain_batch.write_consents(connection, scope, rows, sorted_)
+            plain_batch.write_consents(connection, scope, rows, sorted_, ids)
         if weighed is not None:
             weighed.write(connection)
     return counts

@@ -7,7 +7,7 @@ without a refusal or a barrier it doesn't depend on the time of the consent, so 
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, select
@@ -109,12 +109,15 @@ def _same(rows: PlainRows, i: int, contact: tuple[object, ...]) -> bool:
     return bool(before | json.loads(rows.attributes[i]) == before)
 
 
-def write_contacts(connection: Connection, rows: PlainRows, found: Sequence[int]) -> None:
-    """Add the contacts that ``sort_out`` found to be new, in its transaction."""
+def write_contacts(connection: Connection, rows: PlainRows, found: Sequence[int]) -> dict[bytes, int]:
+    """Add the contacts that ``sort_out`` found to be new, in its transaction. Returns the ids that are known without
+    reading them back, by address hash.
+    """
     moment = bulk.moment_text(now())
+    ids: dict[bytes, int] = {}
     if found:
         new = _at(rows, found)
-        bulk_load.add_contacts(
+        given = bulk_load.add_contacts(
             connection,
             {
                 "address_given": new.given, "address": new.normalised, "address_hash": new.keys, "domain": new.domains,
@@ -123,16 +126,24 @@ def write_contacts(connection: Connection, rows: PlainRows, found: Sequence[int]
                 "state": ContactState.ACTIVE.value, "created_at": moment, "updated_at": moment,
             },
         )  # fmt: skip
+        if given is not None:
+            ids.update(zip(new.keys, given, strict=True))
+    return ids
 
 
-def write_consents(connection: Connection, scope: ImportScope, rows: PlainRows, found: Sorted) -> None:
-    """Store the subscriptions and the evidence of one list, whose contacts are there."""
+def write_consents(
+    connection: Connection, scope: ImportScope, rows: PlainRows, found: Sorted, new: Mapping[bytes, int]
+) -> None:
+    """Store the subscriptions and the evidence of one list, whose contacts are there. ``new``: ids that are known."""
     moment = bulk.moment_text(now())
     verdict = newcomer(scope)
     assert verdict.action is not None
+    ids = dict(new)
     if found.joining:
         joining = _at(rows, found.joining)
-        ids = People(connection, joining.keys).ids()
+        others = [key for key in joining.keys if key not in ids]
+        if others:
+            ids |= People(connection, others).ids()
         dated = verdict.state is SubscriptionState.CONFIRMED and not scope.requested
         bulk_load.add_subscriptions(
             connection,

@@ -49,13 +49,31 @@ def load_refused(connection: Connection) -> bool:
     return bool(connection.info.get(_NO_LOAD))
 
 
-def add_contacts(connection: Connection, columns: Mapping[str, Any]) -> None:
+def add_contacts(connection: Connection, columns: Mapping[str, Any]) -> range | None:
     """New contacts. ``columns``: for each of ``bulk.CONTACT_COLUMNS`` a list, or one value for all rows.
 
-    Whom another writer has added meanwhile is updated, as ``bulk.upsert_contacts`` does.
+    Whom another writer has added meanwhile is updated, as ``bulk.upsert_contacts`` does. Returns the contacts' ids in
+    the order of the rows, when the database gave consecutive ones; None: somebody has to look.
     """
-    if not load(connection, "contacts", columns):
-        bulk.upsert_contacts(connection, _rows(bulk.CONTACT_COLUMNS, columns))
+    if load(connection, "contacts", columns):
+        return _consecutive_ids(connection, columns["address_hash"])
+    bulk.upsert_contacts(connection, _rows(bulk.CONTACT_COLUMNS, columns))
+    return None
+
+
+def _consecutive_ids(connection: Connection, hashes: Sequence[bytes]) -> range | None:
+    """Ids of the rows just loaded. They grow with the rows; so if the last one is as far from the first as there are
+    rows between, nobody else's came in between (``innodb_autoinc_lock_mode``, ``auto_increment_increment``).
+    """
+    ends = dict.fromkeys((hashes[0], hashes[-1]), 0)
+    marks = ", ".join(["%s"] * len(ends))
+    found = connection.exec_driver_sql(
+        f"SELECT address_hash, id FROM contacts WHERE address_hash IN ({marks})",  # noqa: S608  only marks
+        tuple(ends),
+    )
+    ends.update((key, contact_id) for key, contact_id in found)
+    first, last = ends[hashes[0]], ends[hashes[-1]]
+    return range(first, last + 1) if first and last - first == len(hashes) - 1 else None
 
 
 def add_subscriptions(connection: Connection, columns: Mapping[str, Any]) -> None:

@@ -4,15 +4,11 @@ The database packs a few thousand rows into one value: field, 0xFE, field, 0xFE 
 byte, so nothing is escaped and nothing can be mistaken, whatever people are called. numpy finds the marks, Arrow casts
 the columns. For a row of 13 columns that is 0.2 µs of the driver's time where a tuple of fields costs 1.9
 (docs/decisions/0306).
-
-A driver waits for the database without the interpreter's lock, so ``ahead`` reads the next block meanwhile.
 """
 
 import binascii
-import queue
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +23,6 @@ FIRST_IDS = 16_384
 MAX_IDS = 65_536
 BLOCK_BYTES = 2 << 20  # aimed at; chosen, not tuned
 MAX_BLOCK_BYTES = 16 << 20  # MariaDB's max_allowed_packet, unless somebody changed it
-
-_Item = TypeVar("_Item")
 
 
 class BlockError(RuntimeError):
@@ -226,45 +220,3 @@ def _column(values: "pa.Array[Any]", field: "pa.Field[Any]", missing: NDArray[np
     if pa.types.is_boolean(field.type):
         return values.cast(pa.int8()).cast(pa.bool_())
     return values.cast(field.type)
-
-
-def ahead(items: Callable[[], Iterator[_Item]]) -> Iterator[_Item]:
-    """What ``items()`` yields, with the next one made in a thread of its own while the caller is busy with this one.
-
-    The thread is through when this iterator is: closed, exhausted or failed. What fails in it is raised here.
-    """
-    made: queue.Queue[tuple[_Item | None, BaseException | None]] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def offer(item: _Item | None, error: BaseException | None = None) -> bool:
-        while not stop.is_set():
-            try:
-                made.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items():
-                if not offer(item):
-                    return
-        except BaseException as error:
-            offer(None, error)
-        else:
-            offer(None)
-
-    thread = threading.Thread(target=work, name="read ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()

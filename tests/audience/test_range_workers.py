@@ -4,18 +4,21 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import Engine, insert
 
-from mailer_lib.audience import snapshot
+from mailer_lib.audience import range_workers, snapshot
+from mailer_lib.audience.plan import SnapshotPlan
 from mailer_lib.audience.range_workers import MAX_PROCESSES, build_ranges, processes_for
-from mailer_lib.audience.snapshot import build, plan_snapshot
+from mailer_lib.audience.snapshot import build, build_range, plan_snapshot
 from mailer_lib.audience.verify import verify
 from mailer_lib.database.engine import write
 from mailer_lib.database.schema import sends
+from mailer_lib.settings import Settings
 from mailer_lib.shard.files import shard_table
 from tests.audience.world import LONG_AGO, ON_THE_LIST, World
 
@@ -27,6 +30,10 @@ def fill(world: World) -> None:
     domains = ("gmail.com", "outlook.com", "example.org")
     world.add_many(3000, lambda n: {"address": f"p{n}@{domains[n % 3]}", "attributes": {"points": n}})
     world.add("pending@example.org", state="pending")
+
+
+def planned(world: World) -> SnapshotPlan:
+    return plan_snapshot(world.engine, world.settings, world.add_send(), rules=ON_THE_LIST, list_id=world.newsletter)
 
 
 @pytest.mark.parametrize(
@@ -57,16 +64,24 @@ def test_several_processes_build_the_same(world: World, monkeypatch: pytest.Monk
     assert multiprocessing.active_children() == []
 
 
+def test_the_caller_has_two_ranges_in_hand(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "range_count", lambda matching: 4)
+    fill(sqlite_world)
+    both = threading.Barrier(2, timeout=60)  # broken unless two threads are at a range at once
+
+    def build_one(engine: Engine, settings: Settings, plan: SnapshotPlan, index: int) -> None:
+        both.wait()
+        build_range(engine, settings, plan, index)
+
+    monkeypatch.setattr(range_workers, "build_range", build_one)
+    made = build(sqlite_world.engine, sqlite_world.settings, planned(sqlite_world), processes=1)
+    assert (len(made.ranges), made.counts.frozen) == (4, 3000)
+
+
 def test_who_hears_of_progress_can_stop_it_all(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "range_count", lambda matching: 5)
     fill(sqlite_world)
-    plan = plan_snapshot(
-        sqlite_world.engine,
-        sqlite_world.settings,
-        sqlite_world.add_send(),
-        rules=ON_THE_LIST,
-        list_id=sqlite_world.newsletter,
-    )
+    plan = planned(sqlite_world)
 
     def lost(built: int, total: int) -> None:
         if built:

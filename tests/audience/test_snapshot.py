@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import insert, select, update
 
-from mailer_lib.audience import assembly, catalogue, criteria, manifest, sampling, snapshot
+from mailer_lib.audience import assembly, catalogue, criteria, manifest, ranges, sampling, snapshot
 from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import ControlGroup, Exclude
@@ -293,6 +293,7 @@ def test_memory_is_bounded_by_blocks_whatever_the_range(sqlite_world: World, mon
     plain, _ = built(sqlite_world, sqlite_world.add_send("plain"))
     monkeypatch.setattr(bulk_read, "FIRST_IDS", 7)
     monkeypatch.setattr(bulk_read, "MAX_IDS", 7)
+    monkeypatch.setattr(ranges, "HELD_BYTES", 1)
     plan = planned(sqlite_world, sqlite_world.add_send())
     build_range(sqlite_world.engine, sqlite_world.settings, plan, 0)
     (path,) = plan.folder(sqlite_world.settings).glob("ranges/0000/rows.arrow")

@@ -3,10 +3,11 @@
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from mailer_lib.database import bulk
-from mailer_lib.database.engine import now, read, write
+from mailer_lib.database.bulk_load import add_contacts, loading
+from mailer_lib.database.engine import now, open_engine, read, write
 from mailer_lib.database.schema import contacts, lists, subscriptions
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -87,3 +88,37 @@ def test_nothing_to_write_is_no_statement(sqlite_engine: Engine) -> None:
         bulk.upsert_contacts(connection, [])
         bulk.upsert_subscriptions(connection, [])
         bulk.insert_consent_events(connection, [])
+
+
+def loaded(addresses: list[str]) -> dict[str, object]:
+    rows = zip(*(contact(address, None) for address in addresses), strict=True)
+    columns: dict[str, object] = {name: list(values) for name, values in zip(bulk.CONTACT_COLUMNS, rows, strict=True)}
+    return columns
+
+
+def ids_by_address(connection: Connection) -> dict[str, int]:
+    return {row.address: row.id for row in connection.execute(select(contacts.c.address, contacts.c.id))}
+
+
+def test_the_ids_of_loaded_contacts_are_known_without_reading_them(mariadb_url: str) -> None:
+    with loading(open_engine(mariadb_url)) as quick, write(quick) as connection:
+        add_contacts(connection, loaded(["x@x.org"]))
+        given = add_contacts(connection, loaded(["c@x.org", "a@x.org", "b@x.org"]))
+        stored = ids_by_address(connection)
+    assert given is not None
+    assert [*given] == [stored[address] for address in ("c@x.org", "a@x.org", "b@x.org")]
+
+
+def test_ids_with_gaps_have_to_be_looked_up(mariadb_url: str) -> None:
+    """As where several primaries share the numbers, or another writer's row came in between."""
+    with loading(open_engine(mariadb_url)) as quick, write(quick) as connection:
+        connection.exec_driver_sql("SET SESSION auto_increment_increment = 2")
+        assert add_contacts(connection, loaded(["a@x.org", "b@x.org"])) is None
+        assert len(ids_by_address(connection)) == 2
+
+
+def test_somebody_who_is_there_already_has_to_be_looked_up(mariadb_url: str) -> None:
+    with loading(open_engine(mariadb_url)) as quick, write(quick) as connection:
+        add_contacts(connection, loaded(["a@x.org"]))
+        assert add_contacts(connection, loaded(["a@x.org", "b@x.org"])) is None
+        assert {*ids_by_address(connection)} == {"a@x.org", "b@x.org"}

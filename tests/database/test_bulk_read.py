@@ -1,6 +1,5 @@
 """Rows read in packed blocks are what the driver would have handed out one by one."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +13,7 @@ from sqlalchemy import Engine, delete, func, insert, select
 from mailer_lib.audience.catalogue import attribute_field
 from mailer_lib.audience.expressions import field_expression
 from mailer_lib.database import bulk_read
-from mailer_lib.database.bulk_read import BlockError, ahead, read_blocks
+from mailer_lib.database.bulk_read import BlockError, read_blocks
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import contacts
 from mailer_lib.terms import AttributeType
@@ -148,36 +147,3 @@ def test_nulls_are_counted_not_lost(engine: Engine) -> None:
     with read(engine) as connection:
         empty = connection.execute(select(func.count()).where(contacts.c.family_name == "")).scalar_one()
     assert [row["name"] for row in blocks(engine)].count("") == empty == 3
-
-
-# --- ahead ------------------------------------------------------------------------------------------------------------
-
-
-def test_ahead_yields_the_same_in_the_same_order() -> None:
-    assert list(ahead(lambda: iter(range(100)))) == list(range(100))
-
-
-def test_what_fails_ahead_is_raised_here_after_what_came_before() -> None:
-    def numbers() -> Iterator[int]:
-        yield 1
-        raise ValueError("no more")
-
-    got = ahead(numbers)
-    assert next(got) == 1
-    with pytest.raises(ValueError, match="no more"):
-        next(got)
-
-
-def test_who_stops_early_ends_the_thread_and_closes_the_source() -> None:
-    closed: list[bool] = []
-
-    def numbers() -> Iterator[int]:
-        try:
-            yield from range(1_000_000)
-        finally:
-            closed.append(True)
-
-    got = ahead(numbers)
-    assert next(got) == 0
-    got.close()  # type: ignore[attr-defined]
-    assert closed == [True]

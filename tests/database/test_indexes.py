@@ -45,7 +45,7 @@ EVERYWHERE = 0
 # Tables that grow with people or with time, and the names that statements give them. The others have some hundred rows.
 BIG = {
     "contacts", "subscriptions", "consent", "subscription", "consent_events", "suppressions", "domain_suppressions",
-    "barred_domain", "shards", "leases", "rollups_hourly", "audit_log",
+    "barred_address", "barred_domain", "shards", "leases", "rollups_hourly", "audit_log",
 }  # fmt: skip
 BY_HASH, BY_ID = "uq_contacts_address_hash", "PRIMARY"
 
@@ -303,6 +303,7 @@ ROAD: Mapping[str, tuple[Road, set[Access]]] = {
             Access("contacts", BY_ID),
             Access("consent", BY_ID),
             Access("suppressions", "ix_suppressions_address"),
+            Access("barred_address", "ix_suppressions_address"),
             Access("barred_domain", BY_ID),
         },
     ),
