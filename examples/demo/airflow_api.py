@@ -9,6 +9,9 @@ from urllib.parse import quote
 
 import httpx
 
+POOL_ATTEMPTS = (
+    5  # while Airflow starts, its SQLite may be locked for longer than it waits: seen once, "Database error"
+)
 SETTLE_S = 3.0  # a question answered sooner may be asked twice: docs/decisions/0801
 FINAL_RUN_STATES = {"success", "failed"}
 
@@ -57,9 +60,14 @@ class AirflowApi:
 
     def make_pool(self, name: str, slots: int) -> None:
         """An Airflow pool of this size; one that exists is left alone."""
-        answer = self._client.post("/api/v2/pools", json={"name": name, "slots": slots, "include_deferred": False})
-        if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
-            raise _refused(answer)
+        pool = {"name": name, "slots": slots, "include_deferred": False}
+        for attempt in range(POOL_ATTEMPTS):
+            answer = self._client.post("/api/v2/pools", json=pool)
+            if answer.status_code in (httpx.codes.CREATED, httpx.codes.CONFLICT):
+                return
+            if answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR or attempt == POOL_ATTEMPTS - 1:
+                raise _refused(answer)
+            time.sleep(1.0)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Start a run; returns its id."""

@@ -119,11 +119,9 @@ class Host:
         self.power_off()
         subprocess.run(["umount", "--lazy", str(self.root)], capture_output=True, check=False)
         for cgroup in self._cgroups:
-            for path in sorted((p for p in cgroup.rglob("*") if p.is_dir()), reverse=True):
+            for folder, _, _ in os.walk(cgroup, topdown=False):
                 with suppress(OSError):
-                    path.rmdir()
-            with suppress(OSError):
-                cgroup.rmdir()
+                    Path(folder).rmdir()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _answers(self) -> bool:
@@ -148,7 +146,7 @@ def _cgroup_mounts() -> list[Path]:
 
 def _processes(cgroup: Path) -> set[int]:
     found: set[int] = set()
-    for path in (cgroup / "cgroup.procs", *cgroup.rglob("cgroup.procs")):
+    for folder, _, _ in os.walk(cgroup):  # units end and their folders go while we look; walk passes over that
         with suppress(OSError):
-            found |= {int(pid) for pid in path.read_text().split()}
+            found |= {int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split()}
     return found
