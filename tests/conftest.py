@@ -153,11 +153,16 @@ def any_store(_store: dict[str, str]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "engine" in metafunc.fixturenames:
-        both = ["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)]
-        metafunc.parametrize("_database", both, indirect=True)
-    if "any_store" in metafunc.fixturenames:
-        metafunc.parametrize("_store", ["folder", pytest.param("s3", marks=pytest.mark.s3)], indirect=True)
+    mariadb, s3 = pytest.mark.mariadb, pytest.mark.s3
+    wants_engine, wants_store = ("engine" in metafunc.fixturenames, "any_store" in metafunc.fixturenames)
+    if wants_engine and wants_store:  # nobody has SQLite beside a bucket: several machines need a server
+        both = [("sqlite", "folder"), pytest.param("mariadb", "folder", marks=mariadb)]
+        both.append(pytest.param("mariadb", "s3", marks=[mariadb, s3]))
+        metafunc.parametrize(("_database", "_store"), both, indirect=True)
+    elif wants_engine:
+        metafunc.parametrize("_database", ["sqlite", pytest.param("mariadb", marks=mariadb)], indirect=True)
+    elif wants_store:
+        metafunc.parametrize("_store", ["folder", pytest.param("s3", marks=s3)], indirect=True)
 
 
 @pytest.fixture
