@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 from sqlalchemy import Connection, Engine, text
 
-from bench.audience_snapshot import fill
+from bench.audience_people import fill
 from bench.figures import Figures
 from bench.private_mariadb import BUFFER_POOL_MB, private_mariadb
 from mailer_lib.audience import behaviour_store, catalogue, counts, sampling
