@@ -16,6 +16,7 @@ from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns
 from mailer_lib.fleet import domain_dns, domains, server_checks, servers
 from mailer_lib.fleet.domains import SendingDomain
+from mailer_lib.fleet.findings import is_error
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.fleet.resolver import NoResolverError, addresses, ask, open_resolver
 from mailer_lib.fleet.server_checks import Check
@@ -104,6 +105,18 @@ def verify_server(
             reason = f"verification found {check.errors} error(s)" if check.errors else "verified"
             servers.set_state(connection, name, after, actor=actor, reason=reason)
         return Verified(servers.get(connection, name), check)
+
+
+def require_verified(done: Verified) -> None:
+    """For whoever goes on only when it passed.
+
+    Raises:
+        FleetError: it didn't; the sentence holds the first error.
+    """
+    if not done.passed:
+        first = next(finding.text for finding in done.check.findings if is_error(finding))
+        more = f" (and {done.check.errors - 1} more)" if done.check.errors > 1 else ""
+        raise FleetError(f"{done.server.name} may not send: {first}{more}; see `mailfleet server show`")
 
 
 def domains_of_pool(connection: Connection, pool_id: int) -> list[SendingDomain]:

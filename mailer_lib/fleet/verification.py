@@ -283,11 +283,9 @@ def check_domain(domain: SendingDomainFacts, facts: Facts) -> Iterator[Finding]:
         yield info("dkim", f"{name} publishes the key that signs")
     yield from _check_record("dmarc", "DMARC", stored.name, published.dmarc, lines[f"_dmarc.{stored.name}"])
     if not published.mx:
-        yield warning(
-            "mx",
-            f"{stored.return_path_domain} has no MX record, so bounces can't come back: "
-            f"see `mailfleet domain dns {stored.name}`",
-        )
+        text = f"{stored.return_path_domain} has no MX record, so bounces can't come back"
+        mx = records.DnsRecord(stored.return_path_domain, "MX", f"10 {facts.helo_name}.", "").zone_line()
+        yield warning("mx", text, [mx] if facts.own_mta else [])
 
 
 def check_spf(published: DomainFacts, addresses: Sequence[str], line: str) -> Iterator[Finding]:

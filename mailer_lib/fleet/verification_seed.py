@@ -8,6 +8,7 @@ import email
 import email.policy
 import email.utils
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ _HEAD_BYTES = 64 * 1024
 _PEER = re.compile(r"\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]")
 _TLS = re.compile(r"\bwith (?:UTF8)?E?SMTPSA?\b|\bTLS", re.IGNORECASE)
 _LOOK_EVERY_S = 0.25
+_SILENT = logging.Logger("dkim", logging.CRITICAL)  # dkimpy logs what is a finding here
 
 
 class SeedBox(Protocol):
@@ -161,15 +163,19 @@ def _dkim_problem(domain: str, data: bytes, txt: Callable[[str], str | None]) ->
     if f";d={domain};" not in f";{signature};":
         return f"its DKIM signature isn't of {domain}"
 
+    unpublished: list[str] = []
+
     def ask(name: bytes, timeout: int = 5) -> bytes | None:
         record = txt(name.decode("ascii", "replace").rstrip("."))
-        return None if record is None else record.encode()
+        if record is None:
+            unpublished.append(name.decode("ascii", "replace").rstrip("."))
+            return None
+        return record.encode()
 
     try:
-        return (
-            None
-            if dkim.verify(data, dnsfunc=ask)
-            else "its DKIM signature doesn't verify: something changed it on the way"
-        )
+        valid = dkim.verify(data, dnsfunc=ask, logger=_SILENT)
     except dkim.DKIMException as problem:
         return f"its DKIM signature can't be verified ({problem})"
+    if unpublished:
+        return f"the key of its DKIM signature, {unpublished[0]}, isn't published"
+    return None if valid else "its DKIM signature doesn't verify: another key is published, or the message was changed"

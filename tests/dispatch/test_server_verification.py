@@ -13,7 +13,7 @@ from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import audit_log, campaigns, lists
 from mailer_lib.dispatch import retiring, server_verification
 from mailer_lib.dispatch.retiring import Left, why_not_retire
-from mailer_lib.dispatch.server_verification import Options, Verified, domains_of_pool, verify_server
+from mailer_lib.dispatch.server_verification import Options, Verified, domains_of_pool, require_verified, verify_server
 from mailer_lib.fleet import dns, domains, pools, servers
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.settings import Settings, load_settings
@@ -78,11 +78,18 @@ def zone_of(settings: Settings, engine: Engine, helo_name: str) -> list[str]:
     return [record.zone_line() for record in records] + own
 
 
+@pytest.fixture(scope="module")
+def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkProcess]:
+    with start(tmp_path_factory.mktemp("sink"), starttls=True) as sink:
+        yield sink
+
+
 @pytest.fixture
 def world(
-    sqlite_engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_engine: Engine, settings: Settings, sink: SinkProcess, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
-    with start(tmp_path, starttls=True) as sink, DnsServer() as dns_server:
+    sink.set_rules("domains: {}")
+    with DnsServer() as dns_server:
         for name, value in (
             ("DNS_SERVER", dns_server.address),
             ("SEED_ADDRESS", SEED),
@@ -107,6 +114,7 @@ def test_a_server_in_order_is_verified_end_to_end_and_stands_by(world: World) ->
     assert said.startswith(f"the test message of {NAME} arrived after ")
     assert said.endswith("and its signature verifies")
     assert done.passed
+    require_verified(done)
     assert world.state() is ServerState.STANDBY
     world.set_state(ServerState.WARMING)
     with read(world.engine) as connection:
@@ -121,6 +129,8 @@ def test_a_server_in_order_is_verified_end_to_end_and_stands_by(world: World) ->
 def test_each_thing_missing_in_dns_keeps_it_from_sending_until_it_is_published(world: World) -> None:
     world.dns.remove("1.0.0.127.in-addr.arpa.", "PTR")
     done = world.verify()
+    with pytest.raises(FleetError, match=r"mta-1 may not send: 127\.0\.0\.1 has no PTR"):
+        require_verified(done)
     lines = [line for finding in done.check.findings for line in finding.publish]
     assert lines == ["1.0.0.127.in-addr.arpa. 3600 IN PTR sink.localhost."]
     assert world.state() is ServerState.FAILED
@@ -143,6 +153,10 @@ def test_a_key_that_is_not_the_published_one_is_found_by_dns_and_by_what_arrives
     world.dns.remove(f"{name}.", "TXT")
     domains.make_dkim_key(world.settings.keys_dir / "other.pem")
     other = domains.public_key_of((world.settings.keys_dir / "other.pem").read_text())
+    unpublished = [f.text for f in world.verify().check.findings if f.check == "seed"]
+    assert unpublished == [
+        f"the test message of {NAME} arrived, but the key of its DKIM signature, {name}, isn't published"
+    ]
     world.dns.publish(f'{name}. TXT "v=DKIM1; k=rsa; p={other[:200]}" "{other[200:]}"')
     findings = [f for f in world.verify().check.findings if f.level is FindingLevel.ERROR]
     assert {f.check for f in findings} == {"dkim", "seed"}

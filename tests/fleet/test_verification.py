@@ -151,7 +151,10 @@ DKIM_LINE = 'mf1._domainkey.news.fjord.test. 3600 IN TXT "v=DKIM1; k=rsa; p=QUJD
             domain(dmarc=Published(error="not found")), ERROR, "dmarc", "DMARC of news.fjord.test can't be used",
             ('_dmarc.news.fjord.test. 3600 IN TXT "v=DMARC1; p=none; rua=mailto:dmarc@news.fjord.test"',),
         ),
-        (domain(mx=()), WARNING, "mx", "bounces can't come back", ()),
+        (
+            domain(mx=()), WARNING, "mx", "bounces can't come back",
+            ("bounce.news.fjord.test. 3600 IN MX 10 mta1.fjord.test.",),
+        ),
         ({"blocklists": (Blocklist("bl.test", "refuses"),)}, WARNING, "blocklists", "can't be used: refuses", ()),
         (
             {"blocklists": (Blocklist("bl.test", None, ("192.0.2.7",)),)},
