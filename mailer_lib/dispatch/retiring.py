@@ -31,8 +31,9 @@ def why_not_retire(left: Left) -> str | None:
     if left.problem is not None:
         return f"whether its MTA still holds mail can't be told: {left.problem}"
     if left.queued:
-        messages = "a message" if left.queued == 1 else f"{left.queued:,} messages"
-        return f"its MTA still holds {messages}: wait until they are delivered, or have come back"
+        if left.queued == 1:
+            return "its MTA still holds a message: wait until it is delivered, or has come back"
+        return f"its MTA still holds {left.queued:,} messages: wait until they are delivered, or have come back"
     return None
 
 
