@@ -311,6 +311,11 @@ dispatch_servers = Table(
     Column("state", Exact(16), nullable=False, comment="terms.ServerState"),
     Column("channel", Exact(8), nullable=False, comment="terms.ChannelKind"),
     Column("host", Exact(253), comment="channel ssh"),
+    Column("ssh_port", Integer, nullable=False, server_default="22"),
+    Column("ssh_user", Exact(64), nullable=False, server_default="mailfleet"),
+    Column("host_key", Exact(1000), comment="pinned: type and key, as in known_hosts; NULL: nobody logs in"),
+    Column("agent_python", String(500), nullable=False, server_default="/opt/mailfleet/venv/bin/python"),
+    Column("remote_jobs_dir", String(500), nullable=False, server_default="/var/lib/mailfleet/jobs"),
     Column("slots", SmallInteger, nullable=False, server_default="1", comment="agent processes"),
     Column("mta", Exact(8), nullable=False, comment="terms.MtaKind"),
     Column("mta_log", String(500), comment="main log, for settling"),
@@ -330,6 +335,20 @@ dispatch_servers = Table(
     Column("updated_at", UtcDateTime, nullable=False),
     CheckConstraint("slots BETWEEN 1 AND 64", name="slots"),
     CheckConstraint("connections BETWEEN 1 AND 1000", name="connections"),
+    **_MYSQL,
+)
+
+server_checks = Table(  # each verification of a server: what was found, and about what
+    "server_checks",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("errors", SmallInteger, nullable=False, comment="findings that forbid sending"),
+    Column("subject", JSON, nullable=False, comment="host, EHLO name …: a server that differs was not verified"),
+    Column("findings", JSON, nullable=False, comment="fleet.findings.Finding"),
+    Index("ix_server_checks_server", "server_id", "at"),
     **_MYSQL,
 )
 

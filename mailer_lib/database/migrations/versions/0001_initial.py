@@ -251,6 +251,11 @@ def upgrade() -> None:
     sa.Column('state', Exact(16), nullable=False, comment='terms.ServerState'),
     sa.Column('channel', Exact(8), nullable=False, comment='terms.ChannelKind'),
     sa.Column('host', Exact(253), nullable=True, comment='channel ssh'),
+    sa.Column('ssh_port', sa.Integer(), server_default='22', nullable=False),
+    sa.Column('ssh_user', Exact(64), server_default='mailfleet', nullable=False),
+    sa.Column('host_key', Exact(1000), nullable=True, comment='pinned: type and key, as in known_hosts; NULL: nobody logs in'),
+    sa.Column('agent_python', sa.String(length=500), server_default='/opt/mailfleet/venv/bin/python', nullable=False),
+    sa.Column('remote_jobs_dir', sa.String(length=500), server_default='/var/lib/mailfleet/jobs', nullable=False),
     sa.Column('slots', sa.SmallInteger(), server_default='1', nullable=False, comment='agent processes'),
     sa.Column('mta', Exact(8), nullable=False, comment='terms.MtaKind'),
     sa.Column('mta_log', sa.String(length=500), nullable=True, comment='main log, for settling'),
@@ -366,6 +371,22 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('server_checks',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('server_id', Id, nullable=False),
+    sa.Column('at', UtcDateTime(), nullable=False),
+    sa.Column('actor', sa.String(length=200), nullable=False),
+    sa.Column('errors', sa.SmallInteger(), nullable=False, comment='findings that forbid sending'),
+    sa.Column('subject', sa.JSON(), nullable=False, comment='host, EHLO name …: a server that differs was not verified'),
+    sa.Column('findings', sa.JSON(), nullable=False, comment='fleet.findings.Finding'),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_server_checks_server_id')),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_server_checks')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
+    op.create_index('ix_server_checks_server', 'server_checks', ['server_id', 'at'], unique=False)
     op.create_table('rollups_hourly',
     sa.Column('send_id', Id, nullable=False),
     sa.Column('variant', sa.SmallInteger(), autoincrement=False, nullable=False),
@@ -499,6 +520,8 @@ def downgrade() -> None:
     op.drop_table('slot_reports')
     op.drop_table('send_links')
     op.drop_table('rollups_hourly')
+    op.drop_index('ix_server_checks_server', table_name='server_checks')
+    op.drop_table('server_checks')
     op.drop_table('sends')
     op.drop_table('grant_counts')
     op.drop_index('ix_subscriptions_list_state', table_name='subscriptions')
