@@ -103,6 +103,8 @@ class _Session:
             return await answer
         finally:
             self._waiting.pop(number, None)
+            if not answer.cancel() and not answer.cancelled():
+                answer.exception()  # heard: the error of the write came first
 
     async def _read(self, decoder: Decoder) -> None:
         assert self._process is not None
