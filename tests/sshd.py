@@ -7,6 +7,7 @@ runs in a mount namespace where the system's users have the one more that sshd w
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,9 @@ class Sshd:
     def __init__(self, folder: Path, public_line: str) -> None:
         if os.geteuid():
             missing("a private sshd needs root: it gets a mount namespace")
+        for program in ("unshare", "debootstrap", "ssh-keygen"):
+            if shutil.which(program) is None:
+                missing(f"{program}, for a private sshd (packages.txt)")
         self.folder = folder
         self.port = lasting_port()
         self.user = pwd.getpwuid(os.geteuid()).pw_name
