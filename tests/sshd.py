@@ -7,9 +7,11 @@ runs in a mount namespace where the system's users have the one more that sshd w
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +29,9 @@ class Sshd:
     def __init__(self, folder: Path, public_line: str) -> None:
         if os.geteuid():
             missing("a private sshd needs root: it gets a mount namespace")
+        for program in ("unshare", "debootstrap", "ssh-keygen"):
+            if shutil.which(program) is None:
+                missing(f"{program}, for a private sshd (packages.txt)")
         self.folder = folder
         self.port = lasting_port()
         self.user = pwd.getpwuid(os.geteuid()).pw_name
@@ -47,6 +52,18 @@ class Sshd:
     def host_key(self) -> str:
         return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
 
+    def reached_as(self, jobs: Path) -> dict[str, object]:
+        """Fields of a dispatch server whose agents run on this machine, below ``jobs``."""
+        return {
+            "channel": "ssh",
+            "host": "127.0.0.1",
+            "ssh_port": self.port,
+            "ssh_user": self.user,
+            "host_key": self.host_key,
+            "agent_python": sys.executable,
+            "remote_jobs_dir": str(jobs),
+        }
+
     def authorize(self, public_line: str) -> None:
         """The one key that may log in."""
         (self.folder / "authorized_keys").write_text(public_line + "\n")
@@ -58,6 +75,9 @@ class Sshd:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")], check=True)
 
     def start(self) -> None:
+        """Unless it answers already."""
+        if self._process is not None:
+            return
         program = base_root() / "usr/sbin/sshd"
         script = (
             f"mount --bind {self._passwd} /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && "

@@ -14,11 +14,15 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from mailfleet_airflow.installation import installation
 from mailfleet_airflow.links import PreviewLink
+from mailfleet_airflow.slot_trigger import SlotRunTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from mailer_lib.dispatch.slot import SlotReport
+
 POLL_S = 10.0
+WORKER_S = 20.0  # then a slot on another machine goes on in a trigger: a short send, or an error, never gets there
 STAY_S = 30.0  # an idle slot waits so long in its worker: near the end of a send that is cheaper than deferring
 
 
@@ -28,6 +32,9 @@ class DispatchSlotOperator(BaseOperator):
     A retry re-attaches to the agent that still runs, or starts it again in the same job folder; it never starts a
     second one beside it (the agent's lock decides). While other slots hold all the rows that are left, or the send is
     paused, the task waits deferred and takes no worker. Marking it failed, or clearing it, stops its agent.
+
+    The slot of a server that is reached by SSH is run here for ``WORKER_S`` and then deferred: ``SlotRunTrigger`` goes
+    on with it, and no worker is needed until it ends.
 
     Args:
         send: what *open* returned.
@@ -48,7 +55,13 @@ class DispatchSlotOperator(BaseOperator):
         return self._run(context)
 
     def resume(self, context: Context, event: Any = None) -> Any:
-        """After the trigger fired: look again."""
+        """After the trigger fired: the slot's report is there, or it is time to look again."""
+        from mailer_lib.dispatch.slot import SlotReport, SlotState
+
+        if event and "error" in event:
+            raise AirflowException(event["error"])
+        if event and "state" in event:
+            return self._conclude(SlotReport(**event | {"state": SlotState(event["state"])}))
         return self._run(context)
 
     def on_kill(self) -> None:
@@ -59,6 +72,7 @@ class DispatchSlotOperator(BaseOperator):
         from mailer_lib.dispatch.slot import SlotState, run_slot
 
         engine, settings = installation()
+        defer_at = time.monotonic() + WORKER_S if self._is_elsewhere() else float("inf")
         while True:
             report = run_slot(
                 engine,
@@ -67,19 +81,39 @@ class DispatchSlotOperator(BaseOperator):
                 Slot(**self.slot),
                 on_progress=lambda progress: self.log.info("%s", progress),
                 should_stop=self._stop.is_set,
+                hand_over=lambda: time.monotonic() >= defer_at,
                 claim=self.send["claim"],
             )
             if report.state is not SlotState.IDLE or not self._soon_worth_a_look():
                 break
+        return self._conclude(report)
+
+    def _conclude(self, report: SlotReport) -> dict[str, Any]:
+        from mailer_lib.dispatch.slot import SlotState
+
+        send_id, claim = self.send["send_id"], self.send["claim"]
+        if report.state is SlotState.HANDED_OVER:
+            self.log.info("%s: goes on in the triggerer", report.label)
+            self.defer(trigger=SlotRunTrigger(send_id, claim, dict(self.slot)), method_name="resume")
         sentence = f"{report.label}: {report.state}{', ' + report.reason if report.reason else ''}"
         self.log.info("%s; %d injected", sentence, report.injected)
         if report.state is SlotState.IDLE:
-            self.defer(trigger=SlotWaitTrigger(self.send["send_id"], self.slot["server_id"]), method_name="resume")
+            self.defer(trigger=SlotWaitTrigger(send_id, self.slot["server_id"]), method_name="resume")
         if report.state is SlotState.FAILED or self._stop.is_set():
             raise AirflowException(sentence)
         if report.state is SlotState.LEFT:  # another execution took the send over: a retry would disturb it
             raise AirflowFailException(sentence)
         return {"label": report.label, "state": str(report.state), "reason": report.reason, "injected": report.injected}
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the agent is on another machine, so that any process can run its slot."""
+        from mailer_lib.database.engine import read
+        from mailer_lib.fleet import servers
+        from mailer_lib.terms import ChannelKind
+
+        engine, _ = installation()
+        with read(engine) as connection:
+            return servers.get(connection, self.slot["server"]).channel is ChannelKind.SSH
 
     def _soon_worth_a_look(self) -> bool:
         """Wait a little, here; whether something has come up meanwhile."""
