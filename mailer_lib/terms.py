@@ -148,6 +148,14 @@ class ServerState(StrEnum):
     FENCED = "fenced"
 
 
+class HostOutcome(StrEnum):
+    """What a playbook, or one task of it, did on a host."""
+
+    OK = "ok"  # it was so already
+    CHANGED = "changed"
+    FAILED = "failed"
+
+
 class Weekday(StrEnum):
     MON = "mon"
     TUE = "tue"

@@ -174,7 +174,14 @@ def key() -> None:
     console().print(login_key.public_line(load_settings()), soft_wrap=True)
 
 
-for command in (server_life.verify, server_life.activate, server_life.drain, server_life.retire, server_life.state):
+for command in (
+    server_life.provision,
+    server_life.verify,
+    server_life.activate,
+    server_life.drain,
+    server_life.retire,
+    server_life.state,
+):
     app.command()(command)
 
 
