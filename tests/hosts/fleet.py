@@ -13,11 +13,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import dns.rdatatype
+import dns.zonefile
 
 from mailer_lib.sink.process import SinkProcess
 from mailer_lib.sink.process import start as start_sink
@@ -45,6 +48,8 @@ class Fleet:
         self.hosts: list[Host] = []
         self.providers: dict[str, SinkProcess] = {}
         self._host_count, self._rules = hosts, dict(providers or {})
+        self._published: list[str] = []
+        self._dns: subprocess.Popen[bytes] | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -70,6 +75,27 @@ class Fleet:
         ssh = self.switch.command("ssh", "-F", str(self.ssh_config), host.name, command)
         return subprocess.run(ssh, capture_output=True, text=True, timeout=timeout_s, check=False)
 
+    def publish(self, zone_lines: Iterable[str]) -> None:
+        """More records for the DNS of this internet, as a zone file has them: TXT, A, MX and PTR."""
+        for rrset in dns.zonefile.read_rrsets("\n".join(zone_lines), default_ttl=60):
+            name = rrset.name.to_text(omit_final_dot=True)
+            for rdata in rrset:
+                match rrset.rdtype:
+                    case dns.rdatatype.TXT:
+                        texts = ",".join(f'"{text.decode()}"' for text in rdata.strings)
+                        self._published.append(f"--txt-record={name},{texts}")
+                    case dns.rdatatype.A:
+                        self._published.append(f"--host-record={name},{rdata.address}")
+                    case dns.rdatatype.MX:
+                        target = rdata.exchange.to_text(omit_final_dot=True)
+                        self._published.append(f"--mx-host={name},{target},{rdata.preference}")
+                    case dns.rdatatype.PTR:
+                        self._published.append(f"--ptr-record={name},{rdata.target.to_text(omit_final_dot=True)}")
+                    case other:
+                        raise NotImplementedError(f"a record of type {dns.rdatatype.to_text(other)}")
+        self._stop_dns()
+        self._start_dns()
+
     def _build(self) -> None:
         base = base_root()
         self.folder.mkdir(parents=True)
@@ -88,6 +114,7 @@ class Fleet:
             host.boot()
         self._describe_hosts()
         self._start_providers()
+        self._stack.callback(self._stop_dns)
         self._start_dns()
         for host in self.hosts:
             host.wait()
@@ -119,12 +146,15 @@ class Fleet:
             records.append(f"--mx-host={domain},mx.{domain},10")
         command = [
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-daemon",
-            f"--listen-address={self.switch.gateway}", "--bind-interfaces", "--user=root", "--cache-size=0", *records,
+            f"--listen-address={self.switch.gateway}", "--bind-interfaces", "--user=root", "--cache-size=0", *records, *self._published,
         ]  # fmt: skip
         with (self.folder / "dns.log").open("wb") as log, self.switch.inside():
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
+            self._dns = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         time.sleep(0.1)
-        if process.poll() is not None:
+        if self._dns.poll() is not None:
             raise RuntimeError(f"dnsmasq didn't start: {(self.folder / 'dns.log').read_text()}")
+
+    def _stop_dns(self) -> None:
+        if self._dns is not None:
+            self._dns.kill()
+            self._dns.wait()
