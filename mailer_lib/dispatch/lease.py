@@ -35,6 +35,7 @@ from mailer_lib.dispatch.grant_counts import count_grant
 from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ServerState, ShardState
 
 MAY_TAKE = (ServerState.ACTIVE, ServerState.WARMING)
+MAY_JOIN = (ServerState.STANDBY, ServerState.PROVISIONING, ServerState.VERIFYING)  # a running send, once they may take
 MIN_GRANT_ROWS = 20
 _CANDIDATES = 16  # shards looked at in one go
 _ATTEMPTS = 6
