@@ -336,6 +336,20 @@ dispatch_servers = Table(
     **_MYSQL,
 )
 
+server_checks = Table(  # each verification of a server: what was found, and about what
+    "server_checks",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("errors", SmallInteger, nullable=False, comment="findings that forbid sending"),
+    Column("subject", JSON, nullable=False, comment="host, EHLO name …: a server that differs was not verified"),
+    Column("findings", JSON, nullable=False, comment="fleet.findings.Finding"),
+    Index("ix_server_checks_server", "server_id", "at"),
+    **_MYSQL,
+)
+
 provider_limits = Table(
     "provider_limits",
     metadata,

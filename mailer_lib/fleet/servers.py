@@ -11,11 +11,16 @@ from mailer_lib import secret_refs
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import dispatch_servers, sending_pools
-from mailer_lib.fleet import pools
+from mailer_lib.fleet import pools, server_checks, states
 from mailer_lib.fleet.names import FleetError, check_host, check_name
-from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
+from mailer_lib.terms import ChannelKind, HostProvider, MtaKind, ServerState, SmtpSecurity
 
 _PLAIN_MTAS = frozenset({MtaKind.EXIM, MtaKind.SINK})
+
+
+def _first_state(channel: ChannelKind | None) -> ServerState:
+    """What a server begins with: one behind SSH must be verified before it sends."""
+    return ServerState.STANDBY if channel is ChannelKind.SSH else ServerState.ACTIVE
 
 
 class ServerSpec(BaseModel):
@@ -25,8 +30,8 @@ class ServerSpec(BaseModel):
 
     name: str
     pool: str
-    state: ServerState = ServerState.ACTIVE
     channel: ChannelKind = ChannelKind.LOCAL
+    state: ServerState = Field(default_factory=lambda values: _first_state(values.get("channel")))
     host: str | None = None  # where the agent runs, channel ssh
     slots: int = Field(default=1, ge=1, le=64)  # agent processes: one a core
     mta: MtaKind = MtaKind.RELAY
@@ -79,6 +84,9 @@ class DispatchServer(ServerSpec):
     pool_id: int
     warmup: tuple[int, ...] | None = None  # a ramp of its own
     warming_from: datetime | None = None
+    served_until: datetime | None = None  # when it last left the state active
+    machine_from: HostProvider = HostProvider.INVENTORY
+    machine_id: str | None = None  # what the one whom it is rented from calls it
     created_at: datetime
     updated_at: datetime
 
@@ -101,13 +109,23 @@ def make_spec(**values: object) -> ServerSpec:
 def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool = False) -> tuple[int, bool]:
     """Store a dispatch server; returns its id and whether anything changed. The same twice changes nothing.
 
+    A state that isn't given stays as it is.
+
     Raises:
-        FleetError: no such sending pool, or a server of that name differs and ``replace`` isn't given.
+        FleetError: no such sending pool, a server of that name differs and ``replace`` isn't given, or it can't be in
+            that state (yet).
     """
     pool = pools.get(connection, spec.pool)
-    values = spec.model_dump(exclude={"pool"}) | {"pool_id": pool.id, "updated_at": now()}
     existing = _find(connection, spec.name)
+    if existing is not None and "state" not in spec.model_fields_set:
+        spec = spec.model_copy(update={"state": existing.state})
+    values = spec.model_dump(exclude={"pool"}) | {"pool_id": pool.id, "updated_at": now()}
     if existing is None:
+        if states.needs_verification(spec.channel, spec.state):
+            raise FleetError(
+                f"a new server behind SSH can't be {spec.state}: add it without a state, provision and verify it, then "
+                f"`mailfleet server activate {spec.name}`"
+            )
         done = connection.execute(insert(dispatch_servers).values(**values, created_at=now()))
         record(connection, actor, "add", f"server:{spec.name}", spec.model_dump(mode="json"))
         key = done.inserted_primary_key
@@ -122,25 +140,48 @@ def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool =
             f"there is a dispatch server {spec.name!r} already, with another {', '.join(changed)}: "
             "use --replace to change it"
         )
+    becomes = existing.model_copy(update=spec.model_dump())
+    another = server_checks.subject_of(becomes) != server_checks.subject_of(existing)
+    if another or becomes.state is not existing.state:
+        _check_state(connection, becomes, existing.state, becomes.state)
     connection.execute(update(dispatch_servers).where(dispatch_servers.c.id == existing.id).values(**values))
     record(connection, actor, "change", f"server:{spec.name}", changed)
     return existing.id, True
 
 
-def set_state(connection: Connection, name: str, state: ServerState, *, actor: str) -> None:
-    """Whoever begins to warm up begins with the first day of the ramp.
+def set_state(
+    connection: Connection, name: str, state: ServerState, *, actor: str, reason: str | None = None
+) -> DispatchServer:
+    """Returns the server as it was. Whoever begins to warm up begins with the first day of the ramp.
 
     Raises:
-        FleetError: there is no such server.
+        FleetError: there is no such server, or it can't go into that state (``states.py``; a server behind SSH sends
+            only after it was verified).
     """
     server = get(connection, name)
     if server.state is state:
-        return
+        return server
+    _check_state(connection, server, server.state, state)
     values: dict[str, Any] = {"state": state, "updated_at": now()}
     if state is ServerState.WARMING:
         values["warming_from"] = None
-    connection.execute(update(dispatch_servers).where(dispatch_servers.c.id == server.id).values(**values))
-    record(connection, actor, "state", f"server:{name}", {"before": server.state, "after": state})
+    if server.state is ServerState.ACTIVE:
+        values["served_until"] = now()
+    same = (dispatch_servers.c.id == server.id) & (dispatch_servers.c.state == server.state)
+    if connection.execute(update(dispatch_servers).where(same).values(**values)).rowcount != 1:
+        raise FleetError(f"the state of {name} is being changed by somebody else: look at it, and try again")
+    detail = {"before": server.state, "after": state} | ({"reason": reason} if reason else {})
+    record(connection, actor, "state", f"server:{name}", detail)
+    return server
+
+
+def _check_state(connection: Connection, server: DispatchServer, before: ServerState, after: ServerState) -> None:
+    wrong = states.why_not(before, after)
+    if wrong is None and states.needs_verification(server.channel, after):
+        wrong = server_checks.why_unverified(server, server_checks.latest(connection, server.id))
+    if wrong is not None:
+        change = f"go from {before} to {after}" if before is not after else f"stay {after}"
+        raise FleetError(f"{server.name} can't {change}: {wrong}")
 
 
 def get(connection: Connection, name: str) -> DispatchServer:

@@ -46,6 +46,11 @@ def quota(ramp: tuple[int, ...], day: int) -> int | None:
     return ramp[day - 1] if day <= len(ramp) else None
 
 
+def is_through(ramp: tuple[int, ...], warming_from: datetime | None, at: datetime) -> bool:
+    """Whether the last day of the ramp is over; one that was never begun isn't."""
+    return warming_from is not None and quota(ramp, day_of(warming_from, at)) is None
+
+
 def left_of(ramp: tuple[int, ...], day: int) -> timedelta:
     """How long the ramp still lasts, the present day included."""
     return timedelta(days=max(0, len(ramp) - day + 1))

@@ -391,6 +391,22 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('server_checks',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('server_id', Id, nullable=False),
+    sa.Column('at', UtcDateTime(), nullable=False),
+    sa.Column('actor', sa.String(length=200), nullable=False),
+    sa.Column('errors', sa.SmallInteger(), nullable=False, comment='findings that forbid sending'),
+    sa.Column('subject', sa.JSON(), nullable=False, comment='host, EHLO name …: a server that differs was not verified'),
+    sa.Column('findings', sa.JSON(), nullable=False, comment='fleet.findings.Finding'),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_server_checks_server_id')),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_server_checks')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
+    op.create_index('ix_server_checks_server', 'server_checks', ['server_id', 'at'], unique=False)
     op.create_table('server_health',
     sa.Column('server_id', Id, autoincrement=False, nullable=False),
     sa.Column('at', UtcDateTime(), nullable=False),
@@ -541,6 +557,8 @@ def downgrade() -> None:
     op.drop_table('send_links')
     op.drop_table('rollups_hourly')
     op.drop_table('server_health')
+    op.drop_index('ix_server_checks_server', table_name='server_checks')
+    op.drop_table('server_checks')
     op.drop_table('sends')
     op.drop_table('grant_counts')
     op.drop_index('ix_subscriptions_list_state', table_name='subscriptions')

@@ -1,0 +1,85 @@
+"""What verifications found, kept in ``server_checks``; and whether the newest one still speaks for the server."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Row, func, insert, select
+
+from mailer_lib.database.engine import now
+from mailer_lib.database.schema import server_checks
+from mailer_lib.fleet.findings import Finding, is_error
+from mailer_lib.terms import FindingLevel
+
+if TYPE_CHECKING:
+    from mailer_lib.fleet.servers import DispatchServer
+
+_SUBJECT = ("channel", "host", "helo_name", "smtp_host", "smtp_port", "pool")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verification."""
+
+    at: datetime
+    actor: str
+    errors: int
+    subject: dict[str, Any]
+    findings: tuple[Finding, ...]
+
+
+def subject_of(server: "DispatchServer") -> dict[str, Any]:
+    """What a verification is about: with another host, name or sending pool, the server is another one."""
+    return server.model_dump(mode="json", include=set(_SUBJECT))
+
+
+def store(connection: Connection, server: "DispatchServer", findings: Sequence[Finding], *, actor: str) -> Check:
+    check = Check(now(), actor, sum(map(is_error, findings)), subject_of(server), tuple(findings))
+    stored = [
+        {"level": finding.level, "check": finding.check, "text": finding.text, "publish": list(finding.publish)}
+        for finding in findings
+    ]
+    connection.execute(
+        insert(server_checks).values(
+            server_id=server.id, at=check.at, actor=actor, errors=check.errors, subject=check.subject, findings=stored
+        )
+    )
+    return check
+
+
+def latest(connection: Connection, server_id: int) -> Check | None:
+    return latest_of_all(connection, server_id).get(server_id)
+
+
+def latest_of_all(connection: Connection, server_id: int | None = None) -> dict[int, Check]:
+    """The newest verification of each server that has one (or of one server)."""
+    newest = select(func.max(server_checks.c.id)).group_by(server_checks.c.server_id)
+    if server_id is not None:
+        newest = newest.where(server_checks.c.server_id == server_id)
+    rows = connection.execute(select(server_checks).where(server_checks.c.id.in_(newest)))
+    return {row.server_id: _check(row) for row in rows}
+
+
+def why_unverified(server: "DispatchServer", check: Check | None) -> str | None:
+    """Why this server doesn't count as verified, and what to do; None: it does."""
+    verify = f"`mailfleet server verify {server.name}`"
+    if check is None:
+        return f"{server.name} was never verified: run {verify}"
+    if check.errors:
+        found = "an error" if check.errors == 1 else f"{check.errors} errors"
+        found += f" on {check.at:%Y-%m-%d %H:%M}"
+        return f"the verification of {server.name} found {found}: put it right, and run {verify}"
+    subject = subject_of(server)
+    changed = [name for name in _SUBJECT if subject[name] != check.subject.get(name)]
+    if changed:
+        return f"{server.name} has had another {', '.join(changed)} since it was verified: run {verify}"
+    return None
+
+
+def _check(row: Row[Any]) -> Check:
+    findings = tuple(
+        Finding(FindingLevel(found["level"]), found["check"], found["text"], tuple(found["publish"]))
+        for found in row.findings
+    )
+    return Check(row.at, row.actor, row.errors, row.subject, findings)
