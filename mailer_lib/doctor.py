@@ -219,7 +219,7 @@ def check_servers(settings: Settings, fleet: "list[DispatchServer]") -> Iterator
         yield Finding("dispatch servers", Level.WARN, "none is active: add one with `mailfleet server add`")
     for server in fleet:
         if server.channel is ChannelKind.SSH:
-            yield Finding("dispatch servers", Level.INFO, f"{server.name}: on {server.host}, its MTA is checked there")
+            yield from _login(server)
             continue
         try:
             banner = smtp_banner(
@@ -239,6 +239,17 @@ def check_servers(settings: Settings, fleet: "list[DispatchServer]") -> Iterator
         yield from _records_of(server)
         if server.smtp_password_ref is not None:
             yield from _secret(settings, "dispatch servers", f"{server.name}: SMTP password", server.smtp_password_ref)
+
+
+def _login(server: "DispatchServer") -> Iterator[Finding]:
+    if server.host_key is None:
+        yield Finding(
+            "dispatch servers",
+            Level.FAIL,
+            f"{server.name}: no host key is pinned, so nobody logs in; `mailfleet server pin {server.name}`",
+        )
+    else:
+        yield Finding("dispatch servers", Level.INFO, f"{server.name}: on {server.host}, its MTA is checked there")
 
 
 def check_domains(settings: Settings, sending: "list[SendingDomain]") -> Iterator[Finding]:

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         None
     )
     token_key: Annotated[SecretStr | None, Field(description="64 hex digits; home/keys/token.key by default")] = None
+    ssh_key_ref: Annotated[
+        str, Field(description="private key that logs in to dispatch servers: file:PATH below home, or env:NAME")
+    ] = "file:keys/ssh_ed25519"
     public_url: Annotated[
         AnyHttpUrl, Field(description="where recipients reach `mailfleet serve`: links, pixel, unsubscribe")
     ] = AnyHttpUrl("http://127.0.0.1:8025")

@@ -2,8 +2,10 @@
 
 import typer
 
+from mailer_lib import secret_refs
 from mailer_lib.commands.context import console, set_up_logging
-from mailer_lib.settings import load_settings, make_key
+from mailer_lib.fleet.login_key import make_login_key
+from mailer_lib.settings import Settings, load_settings, make_key
 
 app = typer.Typer(help="Make keys, folders and database; safe to run again.")
 
@@ -27,6 +29,7 @@ def init() -> None:
         else:
             say(f"{name} key: {'made' if make_key(path) else 'kept'}, {path}", soft_wrap=True)
     settings.identity(), settings.tokens()  # a damaged key file is refused here, not at the first send
+    say(f"SSH key: {_ssh_key(settings)}", soft_wrap=True)
     engine = open_engine(settings.url)
     try:
         before, after = upgrade(engine)
@@ -35,6 +38,14 @@ def init() -> None:
     say(f"database: {_moved(before, after)}, {engine.url.render_as_string(hide_password=True)}", soft_wrap=True)
     if settings.identity_key is None and before is None:
         say("Back up the identity key now (`mailfleet backup create`): all suppressions hang on it, for ever.")
+
+
+def _ssh_key(settings: Settings) -> str:
+    """Made where it belongs to this installation; one that is kept elsewhere must come from there."""
+    path = secret_refs.file_of(settings, settings.ssh_key_ref)
+    if path is None or not path.is_relative_to(settings.home):
+        return f"from {settings.ssh_key_ref}"
+    return f"{'made' if make_login_key(path) else 'kept'}, {path}"
 
 
 def _moved(before: str | None, after: str) -> str:

@@ -35,6 +35,17 @@ def add(
     mta_spool: Annotated[str | None, typer.Option(help="Spool folder of the MTA.")] = None,
     channel: Annotated[ChannelKind | None, typer.Option(help="How its agent is reached.  [local]")] = None,
     host: Annotated[str | None, typer.Option(help="Where the agent runs (channel ssh).")] = None,
+    host_key: Annotated[
+        str | None, typer.Option(help="What its sshd shows: 'ssh-ed25519 AAAA…'. `mailfleet server pin` reads it.")
+    ] = None,
+    ssh_port: Annotated[int | None, typer.Option(help="[22]")] = None,
+    ssh_user: Annotated[str | None, typer.Option(help="Whom the agent runs as.  [mailfleet]")] = None,
+    agent_python: Annotated[
+        str | None, typer.Option(help="Python there, with Mailfleet.  [/opt/mailfleet/venv/bin/python]")
+    ] = None,
+    remote_jobs_dir: Annotated[
+        str | None, typer.Option(help="Where job folders are there.  [/var/lib/mailfleet/jobs]")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Agent processes, one a core.  [1]")] = None,
     connections: Annotated[int | None, typer.Option(help="SMTP connections of each slot.  [4]")] = None,
     per_hour: Annotated[int | None, typer.Option(help="Messages an hour at most, to all providers together.")] = None,
@@ -52,6 +63,8 @@ def add(
         "name": name, "pool": pool, "helo_name": helo_name, "smtp_host": smtp_host, "smtp_port": smtp_port,
         "smtp_security": smtp_security, "smtp_user": smtp_user, "smtp_password_ref": smtp_password_ref, "mta": mta,
         "mta_log": mta_log, "mta_spool": mta_spool, "channel": channel, "host": host, "slots": slots,
+        "host_key": host_key, "ssh_port": ssh_port, "ssh_user": ssh_user, "agent_python": agent_python,
+        "remote_jobs_dir": remote_jobs_dir,
         "connections": connections, "per_hour": per_hour, "per_day": per_day, "state": state,
     }  # fmt: skip
     spec = servers.make_spec(**values)
@@ -94,6 +107,52 @@ def show(name: Name) -> None:
         server = servers.get(connection, name)
     for key, value in server.model_dump(mode="json", exclude={"id", "pool_id"}).items():
         console().print(f"{key:18} {'—' if value is None else value}")
+
+
+@app.command()
+def pin(
+    name: Name,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="What it must be (SHA256:…), from the host's console. Then nobody is asked.")
+    ] = None,
+) -> None:
+    """Read the host key of a server and pin it, once you have compared its fingerprint.
+
+    On the host, `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints it. Without a pinned key nobody logs in, and
+    a host that shows another key is refused.
+    """
+    from mailer_lib.commands.errors import CommandError
+    from mailer_lib.database.engine import read, write
+    from mailer_lib.fleet import host_keys, servers, ssh
+
+    with open_context() as context:
+        with read(context.engine) as connection:
+            server = servers.get(connection, name)
+        key = ssh.read_host_key(server)
+        seen = host_keys.fingerprint(key)
+        say = console().print
+        say(f"{server.host} port {server.ssh_port} shows {key.split()[0]} {seen}")
+        if key == server.host_key:
+            say(f"{name}: that key is pinned already")
+            return
+        if server.host_key is not None:
+            say(f"pinned is another: {host_keys.fingerprint(server.host_key)}. Was the host installed anew?")
+        if fingerprint is not None and fingerprint != seen:
+            raise CommandError(f"that isn't {fingerprint}: it may be another machine, and nothing is pinned")
+        if fingerprint is None and not typer.confirm("Is that the fingerprint on the host's console?"):
+            raise CommandError("nothing is pinned")
+        with write(context.engine) as connection:
+            servers.pin(connection, name, key, actor=context.actor)
+    say(f"{name}: pinned")
+
+
+@app.command()
+def key() -> None:
+    """The public half of the key that logs in to dispatch servers: a line for authorized_keys."""
+    from mailer_lib.fleet import login_key
+    from mailer_lib.settings import load_settings
+
+    console().print(login_key.public_line(load_settings()), soft_wrap=True)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from mailer_lib.terms import FindingLevel
 if TYPE_CHECKING:
     from mailer_lib.fleet.servers import DispatchServer
 
-_SUBJECT = ("channel", "host", "helo_name", "smtp_host", "smtp_port", "pool")
+_SUBJECT = ("channel", "host", "ssh_port", "host_key", "helo_name", "smtp_host", "smtp_port", "pool")
 
 
 @dataclass(frozen=True)

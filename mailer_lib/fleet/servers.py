@@ -1,5 +1,6 @@
 """Dispatch servers: where an agent runs, and the MTA that takes what it sends."""
 
+import re
 from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Self
@@ -12,9 +13,11 @@ from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import dispatch_servers, sending_pools
 from mailer_lib.fleet import pools, server_checks, states
+from mailer_lib.fleet.host_keys import check_host_key, fingerprint
 from mailer_lib.fleet.names import FleetError, check_host, check_name
 from mailer_lib.terms import ChannelKind, HostProvider, MtaKind, ServerState, SmtpSecurity
 
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 _PLAIN_MTAS = frozenset({MtaKind.EXIM, MtaKind.SINK})
 
 
@@ -33,6 +36,11 @@ class ServerSpec(BaseModel):
     channel: ChannelKind = ChannelKind.LOCAL
     state: ServerState = Field(default_factory=lambda values: _first_state(values.get("channel")))
     host: str | None = None  # where the agent runs, channel ssh
+    ssh_port: int = Field(default=22, ge=1, le=65535)
+    ssh_user: str = "mailfleet"
+    host_key: str | None = None  # pinned; without it nobody logs in
+    agent_python: str = "/opt/mailfleet/venv/bin/python"  # on the server
+    remote_jobs_dir: str = "/var/lib/mailfleet/jobs"
     slots: int = Field(default=1, ge=1, le=64)  # agent processes: one a core
     mta: MtaKind = MtaKind.RELAY
     mta_log: str | None = None
@@ -57,6 +65,25 @@ class ServerSpec(BaseModel):
     def _host(cls, value: str | None) -> str | None:
         return None if value is None else check_host(value)
 
+    @field_validator("ssh_user")
+    @classmethod
+    def _ssh_user(cls, value: str) -> str:
+        if _USER.fullmatch(value) is None:
+            raise ValueError(f"{value!r} isn't the name of a user: letters, digits, _ and - only")
+        return value
+
+    @field_validator("host_key")
+    @classmethod
+    def _host_key(cls, value: str | None) -> str | None:
+        return None if value is None else check_host_key(value)
+
+    @field_validator("agent_python", "remote_jobs_dir")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        if not value.startswith("/") or "\0" in value or "\n" in value:
+            raise ValueError("must be an absolute path on the server")
+        return value
+
     @field_validator("smtp_password_ref")
     @classmethod
     def _reference(cls, value: str | None) -> str | None:
@@ -66,6 +93,8 @@ class ServerSpec(BaseModel):
     def _fits_together(self) -> Self:
         if (self.channel is ChannelKind.SSH) != (self.host is not None):
             raise ValueError("a host belongs to the channel ssh, and only to it: give both or neither")
+        if self.host_key is not None and self.channel is not ChannelKind.SSH:
+            raise ValueError("a host key belongs to the channel ssh, and only to it")
         if (self.smtp_user is None) != (self.smtp_password_ref is None):
             raise ValueError("an SMTP user and its password reference go together: give both or neither")
         if self.smtp_user is not None and self.smtp_security is SmtpSecurity.NONE:
@@ -109,7 +138,7 @@ def make_spec(**values: object) -> ServerSpec:
 def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool = False) -> tuple[int, bool]:
     """Store a dispatch server; returns its id and whether anything changed. The same twice changes nothing.
 
-    A state that isn't given stays as it is.
+    A state that isn't given stays as it is; a pinned host key does as long as host and port are the same.
 
     Raises:
         FleetError: no such sending pool, a server of that name differs and ``replace`` isn't given, or it can't be in
@@ -119,6 +148,8 @@ def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool =
     existing = _find(connection, spec.name)
     if existing is not None and "state" not in spec.model_fields_set:
         spec = spec.model_copy(update={"state": existing.state})
+    if existing is not None and spec.host_key is None and _same_place(existing, spec):
+        spec = spec.model_copy(update={"host_key": existing.host_key})
     values = spec.model_dump(exclude={"pool"}) | {"pool_id": pool.id, "updated_at": now()}
     if existing is None:
         if states.needs_verification(spec.channel, spec.state):
@@ -149,10 +180,34 @@ def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool =
     return existing.id, True
 
 
+def _same_place(one: ServerSpec, other: ServerSpec) -> bool:
+    return (one.channel, one.host, one.ssh_port) == (other.channel, other.host, other.ssh_port)
+
+
+def pin(connection: Connection, name: str, host_key: str, *, actor: str) -> bool:
+    """Store the key that the server's sshd must show from now on. Returns whether it wasn't pinned before.
+
+    Raises:
+        FleetError: there is no such server, it isn't reached by SSH, or that isn't a key.
+    """
+    server = get(connection, name)
+    if server.channel is not ChannelKind.SSH:
+        raise FleetError(f"{name} is reached by the channel {server.channel}: only a server with ssh has a host key")
+    key = check_host_key(host_key)
+    if key == server.host_key:
+        return False
+    values = {"host_key": key, "updated_at": now()}
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.id == server.id).values(values))
+    before = fingerprint(server.host_key) if server.host_key else None
+    record(connection, actor, "pin", f"server:{name}", {"before": before, "after": fingerprint(key)})
+    return True
+
+
 def set_state(
     connection: Connection, name: str, state: ServerState, *, actor: str, reason: str | None = None
 ) -> DispatchServer:
     """Returns the server as it was. Whoever begins to warm up begins with the first day of the ramp.
+
 
     Raises:
         FleetError: there is no such server, or it can't go into that state (``states.py``; a server behind SSH sends
