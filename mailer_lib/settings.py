@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     hetzner_endpoint: Annotated[AnyHttpUrl, Field(description="its API")] = AnyHttpUrl("https://api.hetzner.cloud/v1")
     hetzner_server_type: Annotated[str, Field(description="kind of machine that is rented")] = "cx23"
     hetzner_location: Annotated[str, Field(description="where")] = "fsn1"
-    hetzner_ssh_key: Annotated[
-        str | None, Field(description="name under which the fleet's public key is stored there")
+    rented_domain: Annotated[
+        str | None, Field(description="rented servers are called NAME.DOMAIN in EHLO and PTR; none is rented without")
     ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="how much commands log, on stderr")

@@ -455,6 +455,9 @@ def _work(view: PoolView, send: SendNeed) -> dict[str, int]:
     other send has got as much as this one, or all that it has."""
     mine = sum(send.unsent.values())
     work = dict(send.unsent)
+    for name, queue in view.queues.items():  # what the MTAs took and didn't try yet is before it
+        if queue.queued > queue.deferred:
+            work[name] = work.get(name, 0) + queue.queued - queue.deferred
     for other in view.sends:
         whole = sum(other.unsent.values())
         if other.ref == send.ref or not whole:

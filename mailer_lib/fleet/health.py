@@ -1,7 +1,7 @@
 """How a dispatch server is: facts that one small script reads on it, and a pure judgement of them.
 
 The script needs Python and nothing else, and prints one line of JSON. It reads Exim's spool as the agent's user may
-(group Debian-exim): of each message's ``-H`` file when it came, whether it was tried, and which domains it is still for.
+(group Debian-exim): of each message's ``-H`` file when it came, whether it was tried, which domains it is still for.
 Addresses never leave the server: domains do.
 """
 

@@ -59,9 +59,9 @@ def runner_of(server: DispatchServer, settings: Settings) -> Run:
         return _run_here
 
     def over_ssh(command: str) -> str:
-        from mailer_lib.fleet import ssh
+        from mailer_lib.fleet.ssh import run
 
-        done = ssh.run(server, settings, command, timeout_s=TIMEOUT_S)
+        done = run(server, settings, command, timeout_s=TIMEOUT_S)
         return done.stdout if done.status == 0 else f"{done.stdout}\n{done.stderr}"
 
     return over_ssh
