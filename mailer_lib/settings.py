@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     scale_keep_servers: Annotated[
         int, Field(ge=1, le=1000, description="servers in service that a sending pool keeps in any case")
     ] = 1
+    notify_url_ref: Annotated[
+        str | None, Field(description="who is told when a server turns sick: env:NAME or file:PATH of a URL")
+    ] = None
     hetzner_token_ref: Annotated[
         str | None, Field(description="where the token of Hetzner Cloud is: env:NAME or file:PATH; no renting without")
     ] = None

@@ -1,6 +1,11 @@
 """What applying a scaling decision needs of playbooks and verification, and nothing more of them."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+from sqlalchemy import Engine
+
+from mailer_lib.settings import Settings
 
 
 class ServerBuilder(Protocol):
@@ -26,3 +31,8 @@ class ServerBuilder(Protocol):
         Raises:
             FleetError: it can't be reached, or holds something after all.
         """
+
+
+def builder_of(engine: Engine, settings: Settings, *, actor: str, say: Callable[[str], object]) -> ServerBuilder | None:
+    """Whoever sets up servers here; None where Ansible isn't installed."""
+    return None
