@@ -15,13 +15,14 @@ from mailer_lib.database.schema import (
     grant_counts,
     leases,
     provider_limits,
+    rollups_hourly,
     scale_decisions,
     sends,
     server_health,
     slot_reports,
     snapshots,
 )
-from mailer_lib.dispatch.caps import CapRules
+from mailer_lib.dispatch.caps import CapRules, span_start
 from mailer_lib.dispatch.forecast import ASSUMED_SLOT_PER_S
 from mailer_lib.dispatch.grant_counts import rules_of, used_at
 from mailer_lib.dispatch.lease import unsettled_rows
@@ -29,6 +30,7 @@ from mailer_lib.dispatch.plan import LIVE_FOR
 from mailer_lib.dispatch.scaling import Offer, Past, Policy, PoolView, ProviderQueue, SendNeed, ServerView
 from mailer_lib.dispatch.sends import SendRecord, get_send
 from mailer_lib.dispatch.slot_rules import SlotState
+from mailer_lib.dispatch.tally import DEFERRAL
 from mailer_lib.fleet import health_book
 from mailer_lib.fleet.health_book import Look
 from mailer_lib.fleet.hosts import HostSource
@@ -43,6 +45,7 @@ from mailer_lib.terms import (
     HealthVerdict,
     LeaseState,
     MtaKind,
+    Outcome,
     ScaleAction,
     ScaleFinding,
     ScaleState,
@@ -89,14 +92,14 @@ def pool_view(
     for send in running:
         unsent, injected = _by_provider(connection, settings, send)
         handed_over.update(injected)
-        needs.append(_need(connection, settings, send, unsent))
+        needs.append(_need(settings, send, unsent))
     cost = rent.cost_per_day if rent is not None else 0.0
     return PoolView(
         name=pool.name,
         sends=tuple(needs),
         servers=tuple(_server_view(connection, one, pool, looks.get(one.id), at, cost, paced=paced) for one in members),
         provider_per_s=_receivers_limits(connection, pool.id, members),
-        queues=_queues(members, looks, handed_over, at),
+        queues=_queues(members, looks, handed_over, _lately(connection, running, at), at),
         ramp=effective_ramp(None, pool.warmup),
         offers=(Offer(rent.source.kind, cost, ASSUMED_SLOT_PER_S),) if rent is not None else (),
         rented_per_day=cost * _rented(connection),
@@ -115,36 +118,58 @@ def _running(connection: Connection, pool_id: int) -> list[SendRecord]:
 
 
 def _by_provider(connection: Connection, settings: Settings, send: SendRecord) -> tuple[dict[str, int], dict[str, int]]:
-    """Rows without an outcome, and rows that were handed over: both by the shares of the frozen recipients, because
-    nobody counts each provider's rows while a send runs."""
-    unsent: Counter[str] = Counter()
+    """Rows without an outcome, and rows that were handed over.
+
+    Outcomes by provider come from the roll-ups, which the syncing of the ledgers writes; what a central lease wrote off
+    isn't in them, so the sum is brought to that of the shards.
+    """
+    people: Counter[str] = Counter()
+    phases = connection.scalars(
+        select(snapshots.c.path).where(snapshots.c.send_id == send.id, snapshots.c.state == SnapshotState.PUBLISHED)
+    )
+    for path in phases:
+        people.update(manifests.load(store(settings) / path).counts.by_provider)
+    outcomes: Counter[str] = Counter()
     injected: Counter[str] = Counter()
-    phases = connection.execute(
-        select(snapshots.c.phase, snapshots.c.path).where(
-            snapshots.c.send_id == send.id, snapshots.c.state == SnapshotState.PUBLISHED
-        )
-    ).all()
-    handed = connection.scalar(select(func.sum(leases.c.injected)).where(leases.c.send_id == send.id)) or 0
-    everybody = 0
-    for phase in phases:
-        counts = manifests.load(store(settings) / phase.path).counts
-        left = unsettled_rows(connection, send.id, phase.phase)
-        everybody += counts.frozen
-        for provider, people in counts.by_provider.items():
-            unsent[provider] += round(people * left / counts.frozen) if counts.frozen else 0
-            injected[provider] += people
-    return dict(+unsent), {name: round(people * handed / everybody) for name, people in injected.items() if everybody}
+    for provider, metric, count in _replies(connection, send.id):
+        if metric != DEFERRAL:
+            outcomes[provider] += count
+        if metric == Outcome.INJECTED:
+            injected[provider] += count
+    left = {provider: max(0, count - outcomes[provider]) for provider, count in people.items()}
+    whole, exact = sum(left.values()), unsettled_rows(connection, send.id)
+    return {name: round(count * exact / whole) for name, count in left.items() if count}, dict(injected)
 
 
-def _need(connection: Connection, settings: Settings, send: SendRecord, unsent: Mapping[str, int]) -> SendNeed:
-    deferred = connection.scalar(select(func.sum(slot_reports.c.deferred)).where(slot_reports.c.send_id == send.id))
+def _replies(connection: Connection, send_id: int, since: datetime | None = None) -> Iterator[tuple[str, str, int]]:
+    """(provider, an Outcome or DEFERRAL, count)."""
+    table = rollups_hourly.c
+    told = table.metric.in_([*(outcome.value for outcome in Outcome), DEFERRAL])
+    query = select(table.provider, table.metric, func.sum(table.count)).where(table.send_id == send_id, told)
+    if since is not None:
+        query = query.where(table.hour >= since)
+    for row in connection.execute(query.group_by(table.provider, table.metric)):
+        yield row[0], row[1], int(row[2])
+
+
+def _lately(connection: Connection, running: list[SendRecord], at: datetime) -> dict[str, tuple[int, int]]:
+    """(taken, deferred) by provider, in this hour and the last."""
+    since = span_start(CapSpan.HOUR, at) - timedelta(hours=1)
+    taken: Counter[str] = Counter()
+    deferred: Counter[str] = Counter()
+    for send in running:
+        for provider, metric, count in _replies(connection, send.id, since):
+            if metric in (DEFERRAL, Outcome.INJECTED):
+                (deferred if metric == DEFERRAL else taken)[provider] += count
+    return {name: (taken[name], deferred[name]) for name in taken.keys() | deferred.keys()}
+
+
+def _need(settings: Settings, send: SendRecord, unsent: Mapping[str, int]) -> SendNeed:
     wished = None
     if settings.scale_finish_within_h is not None and send.started_at is not None:
         wished = send.started_at + timedelta(hours=settings.scale_finish_within_h)
     deadlines = [one for one in (send.expires_at, wished) if one is not None]
-    return SendNeed(
-        send.ref, unsent, min(deadlines, default=None), int(deferred or 0), send.pace_per_s, send.send_window
-    )
+    return SendNeed(send.ref, unsent, min(deadlines, default=None), send.pace_per_s, send.send_window)
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
@@ -237,7 +262,11 @@ def _queued(server: DispatchServer, look: Look | None, at: datetime) -> int | No
 
 
 def _queues(
-    members: list[DispatchServer], looks: Mapping[int, Look], handed_over: Mapping[str, int], at: datetime
+    members: list[DispatchServer],
+    looks: Mapping[int, Look],
+    handed_over: Mapping[str, int],
+    lately: Mapping[str, tuple[int, int]],
+    at: datetime,
 ) -> dict[str, ProviderQueue]:
     queued: Counter[str] = Counter()
     deferred: Counter[str] = Counter()
@@ -248,8 +277,11 @@ def _queues(
         for domain, facts in look.health.facts.queue.items():
             queued[provider_of(domain)] += facts.queued
             deferred[provider_of(domain)] += facts.deferred
-    names = queued.keys() | handed_over.keys()
-    return {name: ProviderQueue(queued[name], deferred[name], handed_over.get(name, 0)) for name in sorted(names)}
+    names = queued.keys() | handed_over.keys() | lately.keys()
+    return {
+        name: ProviderQueue(queued[name], deferred[name], handed_over.get(name, 0), *lately.get(name, (0, 0)))
+        for name in sorted(names)
+    }
 
 
 def _receivers_limits(connection: Connection, pool_id: int, members: list[DispatchServer]) -> dict[str, float]:

@@ -22,6 +22,8 @@ SPARE_SHARE = 0.05  # of the time left: a send that would need it is late
 IN_SPARE_SHARE = 0.3  # the same when a server is to be taken away; the gap between the two is what stops flapping
 WORTH_SHARE = 0.1  # of the messages that miss the deadline: a server that saves fewer of them doesn't help
 DEFERRING_MIN = 50  # messages of one provider that its servers tried in vain, at least
+DEFERRED_SHARE = 0.5  # of the replies that the agents got from it lately
+REPLIES_MIN = 10  # fewer say nothing; a circuit breaker is content with 40, and lets hardly any through afterwards
 DEFERRING_SHARE = 0.2  # of what was handed over for it
 ENDLESS_PER_S = 1e6  # of a server that nothing holds back: does capacity matter at all?
 SAME_SPELL = timedelta(hours=1)  # looks further apart say nothing about the time between them
@@ -65,7 +67,6 @@ class SendNeed:
     ref: str
     unsent: Mapping[str, int]  # by mailbox provider
     finish_by: datetime | None = None
-    deferred: int = 0  # of the unsent rows: wait for another attempt after a 4xx
     pace_per_s: float | None = None
     window: SendWindow | None = None
 
@@ -103,6 +104,8 @@ class ProviderQueue:
     queued: int = 0
     deferred: int = 0  # of them, tried at least once
     handed_over: int = 0  # to the MTAs, by the sends that are running
+    lately_taken: int = 0  # replies to the agents in this hour and the last
+    lately_deferred: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,15 +208,9 @@ def _scale_out(view: PoolView, policy: Policy, worst: _Outlook, at: datetime) ->
         "missed": worst.missed,
         "in_service": len(view.in_service),
     }
-    unsent = sum(worst.send.unsent.values())
-    if worst.send.deferred >= max(DEFERRING_MIN, unsent / 2):
-        held_back = f"{worst.send.deferred:,} of its {unsent:,} people wait because their providers deferred them"
-        return _none(view, ScaleFinding.RECEIVERS_BIND, f"{late}, but {held_back}", numbers)
     deferring = sorted(name for name, queue in view.queues.items() if _is_deferring(queue))
     if deferring:  # what they hold back is nothing that a server could help with; is the rest late?
-        words = ", ".join(
-            f"{name} defers {view.queues[name].deferred:,} of {view.queues[name].handed_over:,}" for name in deferring
-        )
+        words = ", ".join(_deferring_text(name, view.queues[name]) for name in deferring)
         view = replace(view, sends=tuple(_without(send, deferring) for send in view.sends))
         worst = _outlook(view, _without(worst.send, deferring), at)
         if not worst.is_late:
@@ -236,7 +233,18 @@ def _without(send: SendNeed, providers: list[str]) -> SendNeed:
 
 
 def _is_deferring(queue: ProviderQueue) -> bool:
-    return queue.deferred >= max(DEFERRING_MIN, DEFERRING_SHARE * queue.handed_over)
+    """By what waits in the MTAs' queues, or by what the agents are told."""
+    waits = queue.deferred >= max(DEFERRING_MIN, DEFERRING_SHARE * queue.handed_over)
+    replies = queue.lately_taken + queue.lately_deferred
+    return waits or queue.lately_deferred >= max(REPLIES_MIN, DEFERRED_SHARE * replies)
+
+
+def _deferring_text(name: str, queue: ProviderQueue) -> str:
+    if queue.deferred >= queue.lately_deferred:
+        return f"{name} defers {queue.deferred:,} of {queue.handed_over:,}"
+    return (
+        f"{name} deferred {queue.lately_deferred:,} of {queue.lately_taken + queue.lately_deferred:,} attempts lately"
+    )
 
 
 def _bound_but_by_capacity(view: PoolView, worst: _Outlook, at: datetime) -> tuple[ScaleFinding, str] | None:

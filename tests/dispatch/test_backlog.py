@@ -7,7 +7,14 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import audit_log, dispatch_servers, grant_counts, provider_limits, server_health
+from mailer_lib.database.schema import (
+    audit_log,
+    dispatch_servers,
+    grant_counts,
+    provider_limits,
+    rollups_hourly,
+    server_health,
+)
 from mailer_lib.dispatch import scale_book
 from mailer_lib.dispatch.backlog import pool_view
 from mailer_lib.dispatch.scale_apply import Applier
@@ -77,8 +84,31 @@ def test_a_running_send_is_seen_with_its_people_by_provider_and_its_deadline(wor
     assert one.unsent == {"gmail": 250, "outlook": 250, "yahoo": 250, "other": 250}
     assert one.finish_by is not None
     assert {server.name: server.per_s for server in view.servers} == {"local-1": 1.0, "local-2": 1.0}
-    say(world.engine, send_id, world.slot(0), SlotProgress("local-1", SlotState.WAITING, deferred=7))
-    assert view_of(world).sends[0].deferred == 7
+    tally(world, send_id, gmail={"injected": 200, "deferral": 30}, yahoo={"rejected": 10})
+    view = view_of(world)
+    assert view.sends[0].unsent == {"gmail": 63, "outlook": 316, "yahoo": 304, "other": 316}  # no shard is settled here
+    gmail = view.queues["gmail"]
+    assert (gmail.handed_over, gmail.lately_taken, gmail.lately_deferred) == (200, 200, 30)
+    assert view_of(world, now() + timedelta(hours=3)).queues["gmail"].lately_deferred == 0
+
+
+def tally(world: World, send_id: int, **by_provider: dict[str, int]) -> None:
+    """What the syncing of ledgers would have counted."""
+    hour = now().replace(minute=0, second=0, microsecond=0)
+    with write(world.engine) as connection:
+        for provider, counts in by_provider.items():
+            for metric, count in counts.items():
+                connection.execute(
+                    insert(rollups_hourly).values(
+                        send_id=send_id,
+                        variant=0,
+                        provider=provider,
+                        server_id=1,
+                        hour=hour,
+                        metric=metric,
+                        count=count,
+                    )
+                )
 
 
 def test_a_wished_length_is_a_deadline_too(world: World) -> None:
