@@ -101,6 +101,43 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=365, description="doctor wants a dispatch server verified again after so many")
     ] = 30
     approver_must_differ: Annotated[bool, Field(description="who launches a send can't approve it")] = False
+    scale_automatic: Annotated[
+        bool, Field(description="what the fleet_scale DAG decides is done without asking anybody")
+    ] = False
+    scale_every_min: Annotated[
+        int, Field(ge=1, le=1440, description="minutes between two looks of the fleet_scale and fleet_health DAGs")
+    ] = 5
+    scale_finish_within_h: Annotated[
+        float | None, Field(gt=0, description="wished length of a send in hours; its expires_at alone by default")
+    ] = None
+    scale_confirm_s: Annotated[
+        int, Field(ge=0, le=86_400, description="a send must be late for this long before anything is added")
+    ] = 240
+    scale_cooldown_s: Annotated[
+        int, Field(ge=0, le=86_400, description="after a change of a sending pool, the next comes no sooner")
+    ] = 900
+    scale_max_servers: Annotated[
+        int, Field(ge=1, le=1000, description="servers in service of one sending pool at most")
+    ] = 10
+    scale_budget_per_day: Annotated[
+        float, Field(ge=0, description="what rented machines may cost a day, all together; 0: none is rented")
+    ] = 0.0
+    scale_idle_days: Annotated[int, Field(ge=1, le=365, description="a server idle for so many days is drained")] = 14
+    scale_keep_servers: Annotated[
+        int, Field(ge=1, le=1000, description="servers in service that a sending pool keeps in any case")
+    ] = 1
+    notify_url_ref: Annotated[
+        str | None, Field(description="who is told when a server turns sick: env:NAME or file:PATH of a URL")
+    ] = None
+    hetzner_token_ref: Annotated[
+        str | None, Field(description="where the token of Hetzner Cloud is: env:NAME or file:PATH; no renting without")
+    ] = None
+    hetzner_endpoint: Annotated[AnyHttpUrl, Field(description="its API")] = AnyHttpUrl("https://api.hetzner.cloud/v1")
+    hetzner_server_type: Annotated[str, Field(description="kind of machine that is rented")] = "cx23"
+    hetzner_location: Annotated[str, Field(description="where")] = "fsn1"
+    rented_domain: Annotated[
+        str | None, Field(description="rented servers are called NAME.DOMAIN in EHLO and PTR; none is rented without")
+    ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], Field(description="how much commands log, on stderr")
     ] = "INFO"

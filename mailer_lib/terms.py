@@ -156,6 +156,60 @@ class HostOutcome(StrEnum):
     FAILED = "failed"
 
 
+class HostProvider(StrEnum):
+    """Where the machine of a dispatch server comes from."""
+
+    INVENTORY = "inventory"  # one owns it
+    HETZNER = "hetzner"
+
+
+class HealthVerdict(StrEnum):
+    WELL = "well"
+    SICK = "sick"
+    SILENT = "silent"  # it doesn't answer
+
+
+class ScaleAction(StrEnum):
+    NONE = "none"
+    ACTIVATE = "activate"  # a standby server whose address is warm
+    PROVISION = "provision"  # a standby server that is cold, or a machine that is to be rented: adds its quota only
+    DRAIN = "drain"
+    RETIRE = "retire"  # after draining: a rented machine is given back, one's own goes on standby
+
+
+class ScaleFinding(StrEnum):
+    """Why, as one word; the reason says it in a sentence."""
+
+    NOTHING_RUNS = "nothing-runs"
+    IN_TIME = "in-time"
+    NO_DEADLINE = "no-deadline"
+    LATE = "late"
+    LATE_FIRST_SEEN = "late-first-seen"  # looked at again before anything is done
+    RECEIVERS_BIND = "receivers-bind"
+    OWN_RULES_BIND = "own-rules-bind"  # pace or send window
+    CANT_HELP = "cant-help"  # what there is adds too little before the deadline
+    NO_MACHINE = "no-machine"
+    AT_MAXIMUM = "at-maximum"
+    OVER_BUDGET = "over-budget"
+    COOLING_DOWN = "cooling-down"
+    IN_HAND = "in-hand"  # an earlier decision isn't through
+    IDLE = "idle"
+    DRAINED = "drained"
+
+
+class ScaleState(StrEnum):
+    """Life of a decision. NOTED is that of a look without an action."""
+
+    NOTED = "noted"
+    PROPOSED = "proposed"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    LAPSED = "lapsed"  # nobody answered in time, or it no longer holds
+    APPLYING = "applying"
+    APPLIED = "applied"
+    FAILED = "failed"
+
+
 class Weekday(StrEnum):
     MON = "mon"
     TUE = "tue"

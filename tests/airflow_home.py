@@ -12,6 +12,8 @@ PROJECT = Path(__file__).parents[1]
 
 def prepare() -> None:
     """Point Airflow to this checkout and a temporary home. Has no effect once airflow is imported."""
+    if str(PROJECT / "plugins") not in sys.path:  # a worker of xdist may inherit the environment, but not this
+        sys.path.append(str(PROJECT / "plugins"))
     if "TEST_AIRFLOW_HOME" in os.environ:
         return
     home = tempfile.mkdtemp(prefix="airflow-test-")
@@ -25,5 +27,3 @@ def prepare() -> None:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
     }
-    if str(PROJECT / "plugins") not in sys.path:
-        sys.path.append(str(PROJECT / "plugins"))

@@ -33,6 +33,7 @@ NOUNS = (
     Noun("campaign", "Campaigns: create, show, preview, pre-flight.", "What"),
     Noun("send", "Launch, approve, watch, pause and stop sends.", "What"),
     Noun("server", "Dispatch servers.", "From where"),
+    Noun("fleet", "More or fewer dispatch servers: what is decided, and why.", "From where"),
     Noun("pool", "Sending pools and their limits by mailbox provider.", "From where"),
     Noun("domain", "Sending domains, DKIM keys and the DNS records to publish.", "From where"),
     Noun("serve", "Answer unsubscribe, click, open and preview links.", "Run", single=True),

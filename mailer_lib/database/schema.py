@@ -331,6 +331,9 @@ dispatch_servers = Table(
     Column("per_day", Integer, comment="rows granted on a day in UTC; NULL: no cap of its own"),
     Column("warmup", JSON(none_as_null=True), comment="ramp: messages on each day; NULL: the sending pool's"),
     Column("warming_from", UtcDateTime, comment="midnight of the first day that something was granted while warming"),
+    Column("served_until", UtcDateTime, comment="when it last left the state active: its address is warm for a while"),
+    Column("machine_from", Exact(16), nullable=False, server_default="inventory", comment="terms.HostProvider"),
+    Column("machine_id", Exact(64), comment="what that provider calls the machine; NULL: one of one's own"),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     CheckConstraint("slots BETWEEN 1 AND 64", name="slots"),
@@ -369,6 +372,40 @@ grant_counts = Table(  # caps and warm-up quotas are held by it: it grows in the
     Column("span", Exact(8), primary_key=True, comment="terms.CapSpan"),
     Column("starts_at", UtcDateTime, primary_key=True),
     Column("rows", Integer, nullable=False, comment="granted since; a granted row is never taken back"),
+    **_MYSQL,
+)
+
+server_health = Table(  # one row for each look; old ones are dropped by the look itself
+    "server_health",
+    metadata,
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, primary_key=True),
+    Column("verdict", Exact(16), nullable=False, comment="terms.HealthVerdict"),
+    Column("reasons", JSON, nullable=False, comment="sentences"),
+    Column("queued", Integer, comment="messages in the MTA's queue; NULL: nobody could look"),
+    Column("deferred", Integer, comment="of them, tried at least once"),
+    Column("oldest_s", Integer, comment="age of the oldest"),
+    Column("facts", JSON, comment="fleet.health.Facts; NULL: it didn't answer"),
+    **_MYSQL,
+)
+
+scale_decisions = Table(
+    "scale_decisions",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("pool_id", Id, ForeignKey("sending_pools.id"), nullable=False),
+    Column("action", Exact(16), nullable=False, comment="terms.ScaleAction"),
+    Column("finding", Exact(24), nullable=False, comment="terms.ScaleFinding"),
+    Column("server", Exact(64), comment="which one; NULL: none, or one that is to be made"),
+    Column("machine_from", Exact(16), comment="terms.HostProvider, of a machine that is to be rented"),
+    Column("reason", Text, nullable=False),
+    Column("numbers", JSON, nullable=False, comment="what the decision was made from"),
+    Column("state", Exact(16), nullable=False, comment="terms.ScaleState"),
+    Column("decided_by", String(200)),
+    Column("changed_at", UtcDateTime, nullable=False, comment="of the state; of a look without an action: the last"),
+    Column("outcome", Text, comment="what applying it came to"),
+    Index("ix_scale_decisions_pool_id", "pool_id", "at"),
     **_MYSQL,
 )
 

@@ -42,6 +42,7 @@ class Forecast:
     by_provider: tuple[ProviderForecast, ...]  # last to finish first
     total_s: float
     per_s: float  # average
+    left: float = 0.0  # messages that aren't handed over within the horizon
 
     def as_dict(self) -> dict[str, object]:
         """JSON-able; times in seconds, None for never."""
@@ -66,11 +67,15 @@ def _finite(seconds: float) -> float | None:
 
 @dataclass(frozen=True)
 class ServerCapacity:
-    """What one server can do. ``used``: rows granted to it in the present hour and on the present day."""
+    """What one server can do.
+
+    ``used``: rows granted to it in the present hour and on the present day. ``joins_at``: when it begins; None: now.
+    """
 
     per_s: float
     rules: CapRules = NO_CAPS
     used: Mapping[CapSpan, int] = field(default_factory=dict)
+    joins_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class _ServerFlow:
     def __init__(self, capacity: ServerCapacity, at: datetime) -> None:
         self.per_s = capacity.per_s
         self.rules = capacity.rules
+        self.joins_at = capacity.joins_at
         self._used: dict[tuple[CapSpan, datetime], float] = {
             (span, span_start(span, at)): rows for span, rows in capacity.used.items()
         }
@@ -123,18 +129,21 @@ class _Stretch:
     flowing: list[_ServerFlow]
 
 
-def forecast(messages: Mapping[str, int], capacity: Capacity, starts_at: datetime) -> Forecast:
-    """When each provider's messages are handed over, and all of them."""
+def forecast(
+    messages: Mapping[str, int], capacity: Capacity, starts_at: datetime, *, horizon: timedelta = HORIZON
+) -> Forecast:
+    """When each provider's messages are handed over, and all of them. What takes longer than ``horizon`` is never."""
     servers = [_ServerFlow(server, starts_at) for server in capacity.servers if server.per_s > 0]
     left = {provider: float(count) for provider, count in messages.items() if count > 0}
     done: dict[str, ProviderForecast] = {}
     held_s: dict[str, Counter[str]] = {provider: Counter() for provider in left}
     clock_s = 0.0
-    while left and servers and clock_s < HORIZON.total_seconds():
+    horizon_s = horizon.total_seconds()
+    while left and servers and clock_s < horizon_s:
         stretch = _stretch(left, servers, capacity, starts_at + timedelta(seconds=clock_s))
         rates = stretch.rates
         flowing = {provider: left[provider] / rate for provider, rate in rates.items() if rate > 0}
-        step_s = min(stretch.lasts_s, *flowing.values(), HORIZON.total_seconds())
+        step_s = min(stretch.lasts_s, *flowing.values(), horizon_s - clock_s)
         at = starts_at + timedelta(seconds=clock_s)
         whole = sum(server.per_s for server in stretch.flowing)
         for server in stretch.flowing:
@@ -154,7 +163,7 @@ def forecast(messages: Mapping[str, int], capacity: Capacity, starts_at: datetim
         done[provider] = ProviderForecast(provider, messages[provider], inf, why)
     ordered = sorted(done.values(), key=lambda p: (-p.done_after_s, p.provider))
     total_s = ordered[0].done_after_s if ordered else 0.0
-    return Forecast(tuple(ordered), total_s, sum(messages.values()) / total_s if total_s else 0.0)
+    return Forecast(tuple(ordered), total_s, sum(messages.values()) / total_s if total_s else 0.0, sum(left.values()))
 
 
 def _stretch(left: Mapping[str, float], servers: list[_ServerFlow], capacity: Capacity, at: datetime) -> _Stretch:
@@ -165,8 +174,11 @@ def _stretch(left: Mapping[str, float], servers: list[_ServerFlow], capacity: Ca
         ends_s.append(inf if changes_at is None else _until_s(at, changes_at))
         if not capacity.window.is_open(at):
             return _Stretch(min(ends_s), {}, "send window", [])
-    shut = [cap for server in servers if (cap := server.binding(at)) is not None]
-    flowing = [server for server in servers if server.binding(at) is None]
+    later = [server.joins_at for server in servers if server.joins_at is not None and server.joins_at > at]
+    here = [server for server in servers if server.joins_at is None or server.joins_at <= at]
+    ends_s += [_until_s(at, joins_at) for joins_at in later]
+    shut = [cap for server in here if (cap := server.binding(at)) is not None]
+    flowing = [server for server in here if server.binding(at) is None]
     ends_s += [_until_s(at, cap.ends_at) for cap in shut]
     why = max(shut, key=lambda cap: cap.ends_at).name if shut else "capacity"
     if not flowing:

@@ -33,9 +33,10 @@ from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
 from mailer_lib.dispatch.grant_counts import count_grant
 from mailer_lib.fleet.states import MAY_SEND
-from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ShardState
+from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ServerState, ShardState
 
 MAY_TAKE = MAY_SEND
+MAY_JOIN = (ServerState.STANDBY, ServerState.PROVISIONING, ServerState.VERIFYING)  # a running send, once they may take
 MIN_GRANT_ROWS = 20
 _CANDIDATES = 16  # shards looked at in one go
 _ATTEMPTS = 6

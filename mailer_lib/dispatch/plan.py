@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, func, select
 from mailer_lib.agent.job import Limits
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import dispatch_servers, provider_limits, slot_reports
-from mailer_lib.dispatch.lease import MAY_TAKE
+from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE
 from mailer_lib.dispatch.sends import SendRecord, get_send
 
 LIVE_FOR = timedelta(seconds=15)  # a slot that said something in this time shares limits with the others
@@ -31,13 +31,18 @@ class Slot:
         return f"{self.server}.{self.slot}"
 
 
-def slots_for(engine: Engine, send_id: int) -> list[Slot]:
-    """The slots of the servers in the campaign's sending pool that may send now, by name."""
+def slots_for(engine: Engine, send_id: int, *, joining: bool = False) -> list[Slot]:
+    """The slots of the servers in the campaign's sending pool that may send now, by name.
+
+    With ``joining`` also those of standby servers, and of servers that are being set up: such a slot idles until its
+    server becomes active or warming, because nothing can be added to a mapping later.
+    """
+    states = (*MAY_TAKE, *MAY_JOIN) if joining else MAY_TAKE
     with read(engine) as connection:
         send = get_send(connection, send_id)
         rows = connection.execute(
             select(dispatch_servers.c.id, dispatch_servers.c.name, dispatch_servers.c.slots)
-            .where(dispatch_servers.c.pool_id == send.pool_id, dispatch_servers.c.state.in_(MAY_TAKE))
+            .where(dispatch_servers.c.pool_id == send.pool_id, dispatch_servers.c.state.in_(states))
             .order_by(dispatch_servers.c.name)
         ).all()
     return [

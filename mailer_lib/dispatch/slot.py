@@ -38,7 +38,7 @@ from mailer_lib.dispatch.lease import (
 from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
-from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, say, worth_a_look
+from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, nobody_sends, say, worth_a_look
 from mailer_lib.dispatch.slot_rules import (
     FIRST_RATE_PER_S,
     WINDOW_FACTOR,
@@ -486,6 +486,8 @@ class SlotRunner:
     def _nothing_at_hand(self) -> SlotReport:
         """No lease, and none to be had: how this call ends."""
         view = self._look()  # leases were settled since the last look
+        if view.wish.ending is SlotState.IDLE:
+            return self._wait_to_join(view)
         if view.wish.ending is not None:
             self._dismiss(view)
             return self._end(view.wish.ending, view.wish.reason)
@@ -508,6 +510,17 @@ class SlotRunner:
         return self._end(
             SlotState.STRANDED, f"the rows that are left are with {held}, which ended; trigger the send again"
         )
+
+    def _wait_to_join(self, view: View) -> SlotReport:
+        """Of a standby server: idle as long as the send goes on without it."""
+        self._dismiss(view)
+        if not view.unsettled_shards:
+            return self._end(SlotState.JUDGING if view.parked_shards else SlotState.DONE)
+        with read(self.engine) as connection:
+            alone = nobody_sends(connection, self.send_id, ended_after=self.patience)
+        if alone:
+            return self._end(SlotState.DRAINED, f"{view.wish.reason}, and the slots that were sending have ended")
+        return self._end(SlotState.IDLE, view.wish.reason)
 
     def _leave(self, reason: str, *, stop_agent: bool) -> SlotReport:
         """End early. A stopped agent has nothing in flight any more: all that it knew is in the ledger read last."""

@@ -9,7 +9,7 @@ from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
 from mailer_lib.dispatch.caps import room
 from mailer_lib.dispatch.grant_counts import caps_of_server
-from mailer_lib.dispatch.lease import parked, transact
+from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE, parked, transact
 from mailer_lib.dispatch.plan import Slot
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState, window_shut
 from mailer_lib.message.send_window import SendWindow
@@ -107,6 +107,27 @@ def holders(
     return sorted(working), sorted(gone)
 
 
+def nobody_sends(connection: Connection, send_id: int, *, ended_after: timedelta = ENDED_AFTER) -> bool:
+    """Whether every slot that could send has had its last word, so that a standby server waits for nothing.
+
+    False before any has said its first: slots start one after the other.
+    """
+    said = connection.execute(
+        select(slot_reports.c.state, slot_reports.c.at)
+        .join(dispatch_servers, slot_reports.c.server_id == dispatch_servers.c.id)
+        .where(slot_reports.c.send_id == send_id, dispatch_servers.c.state.in_(MAY_TAKE))
+    ).all()
+    at = now()
+    return bool(said) and all(_is_over(SlotState(row.state), at - row.at, ended_after) for row in said)
+
+
+def _is_over(state: SlotState, silent: timedelta, ended_after: timedelta) -> bool:
+    if state is SlotState.IDLE:  # deferred: it says nothing, and comes back
+        return False
+    live = (SlotState.STARTING, SlotState.SENDING, SlotState.WAITING, SlotState.PAUSED)
+    return silent >= (GONE_AFTER if state in live else ended_after)
+
+
 def worth_a_look(
     engine: Engine, send_id: int, server_id: int | None = None, *, ended_after: timedelta = ENDED_AFTER
 ) -> bool:
@@ -135,6 +156,8 @@ def worth_a_look(
         )
         if not states:
             return True
+        if server_id is not None and _waits_to_join(connection, server_id):
+            return nobody_sends(connection, send_id, ended_after=ended_after)
         if send.control == Control.PAUSE:
             return False
         if send.send_window is not None and window_shut(SendWindow.model_validate(send.send_window), now()):
@@ -142,6 +165,11 @@ def worth_a_look(
         if ShardState.OPEN in states:
             return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
         return not holders(connection, send_id, ended_after=ended_after)[0]
+
+
+def _waits_to_join(connection: Connection, server_id: int) -> bool:
+    state = connection.scalar(select(dispatch_servers.c.state).where(dispatch_servers.c.id == server_id))
+    return state in MAY_JOIN
 
 
 def forget(engine: Engine, send_id: int) -> None:

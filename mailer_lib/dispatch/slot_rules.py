@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from mailer_lib.dispatch.lease import MAY_TAKE
+from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, SendState, ServerState
 
@@ -63,6 +63,8 @@ def intent(
         return Intent(False, Control.STOP, SlotState.STOPPED, f"the send is {state}")
     if expired:
         return Intent(False, Control.RUN, SlotState.EXPIRED, "the send has expired")
+    if server in MAY_JOIN:  # rows that it still holds go back; then it waits for its turn
+        return Intent(False, Control.RUN, SlotState.IDLE, f"the server is {server}; it joins when it becomes active")
     if server not in MAY_TAKE:
         return Intent(False, Control.RUN, SlotState.DRAINED, f"the server is {server}")
     if control == Control.PAUSE:

@@ -379,13 +379,13 @@ def start_sending(engine: Engine, settings: Settings, send_id: int, claim: str) 
         raise sends.SendError(f"{send.ref} is a dry run; nothing of it is ever sent")
     if send.state not in (SendState.RUNNING, SendState.JUDGING):
         approval.require_valid(engine, send_id)
-    slots = slots_for(engine, send_id)
-    if not slots:
+    if not slots_for(engine, send_id):
         raise sends.SendError(
             f"no dispatch server of the sending pool of {send.campaign} is active or warming; see "
             "`mailfleet server list`"
         )
     set_state(engine, send_id, SendState.RUNNING, actor=send.launched_by or claim, claim=claim)
+    slots = slots_for(engine, send_id, joining=True)
     return [{"server": s.server, "server_id": s.server_id, "slot": s.slot, "label": s.label} for s in slots]
 
 

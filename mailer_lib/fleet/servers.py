@@ -15,7 +15,7 @@ from mailer_lib.database.schema import dispatch_servers, sending_pools
 from mailer_lib.fleet import pools, server_checks, states
 from mailer_lib.fleet.host_keys import check_host_key, fingerprint
 from mailer_lib.fleet.names import FleetError, check_host, check_name
-from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
+from mailer_lib.terms import ChannelKind, HostProvider, MtaKind, ServerState, SmtpSecurity
 
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
 _PLAIN_MTAS = frozenset({MtaKind.EXIM, MtaKind.SINK})
@@ -113,6 +113,9 @@ class DispatchServer(ServerSpec):
     pool_id: int
     warmup: tuple[int, ...] | None = None  # a ramp of its own
     warming_from: datetime | None = None
+    served_until: datetime | None = None  # when it last left the state active
+    machine_from: HostProvider = HostProvider.INVENTORY
+    machine_id: str | None = None  # what the one whom it is rented from calls it
     created_at: datetime
     updated_at: datetime
 
@@ -217,6 +220,8 @@ def set_state(
     values: dict[str, Any] = {"state": state, "updated_at": now()}
     if state is ServerState.WARMING:
         values["warming_from"] = None
+    if server.state is ServerState.ACTIVE:
+        values["served_until"] = now()
     same = (dispatch_servers.c.id == server.id) & (dispatch_servers.c.state == server.state)
     if connection.execute(update(dispatch_servers).where(same).values(**values)).rowcount != 1:
         raise FleetError(f"the state of {name} is being changed by somebody else: look at it, and try again")

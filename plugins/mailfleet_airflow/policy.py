@@ -1,5 +1,6 @@
 """What every DAG of ours has: owner, retries, tags, Airflow pools. tests/dags/test_policy.py holds them to it."""
 
+import os
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -11,6 +12,7 @@ class Tag(StrEnum):
     """The only tags there are."""
 
     SENDING = "sending"
+    FLEET = "fleet"
     OPERATOR = "operator"  # people trigger it
     SCHEDULED = "scheduled"  # the clock triggers it
 
@@ -33,6 +35,13 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=5),
 }
+
+
+def every_minutes(setting: str, default: int) -> timedelta:
+    """A schedule that is a setting. Read from the environment alone, because a DAG file is parsed where the settings
+    may be unusable; a value that is none falls back to the default."""
+    text = os.environ.get(setting, "")
+    return timedelta(minutes=int(text) if text.isdecimal() and int(text) else default)
 
 
 def tags(*chosen: Tag) -> list[str]:

@@ -34,6 +34,15 @@ def test_slots_are_those_of_servers_that_may_send(world: World) -> None:
     assert (slot.label, slot.server, slot.slot, slot.folder) == ("local-2", "local-2", 0, "local-2.0")
 
 
+def test_a_standby_server_has_slots_only_for_who_may_join_later(world: World) -> None:
+    send_id = world.send()
+    set_server(world, 1, state=ServerState.STANDBY)
+    assert [slot.label for slot in slots_for(world.engine, send_id)] == ["local-1"]
+    assert [slot.label for slot in slots_for(world.engine, send_id, joining=True)] == ["local-1", "local-2"]
+    set_server(world, 1, state=ServerState.RETIRED)
+    assert [slot.label for slot in slots_for(world.engine, send_id, joining=True)] == ["local-1"]
+
+
 @pytest.mark.parametrize(
     ("server_per_hour", "pace", "on_server", "of_send", "per_s"),
     [

@@ -31,6 +31,9 @@ RUN = (SendState.RUNNING, Control.RUN, ServerState.ACTIVE)
         (*RUN, True, False, Control.RUN, SlotState.EXPIRED),
         (SendState.RUNNING, Control.PAUSE, ServerState.ACTIVE, True, False, Control.RUN, SlotState.EXPIRED),
         (SendState.RUNNING, Control.RUN, ServerState.DRAINING, False, False, Control.RUN, SlotState.DRAINED),
+        (SendState.RUNNING, Control.RUN, ServerState.STANDBY, False, False, Control.RUN, SlotState.IDLE),
+        (SendState.RUNNING, Control.RUN, ServerState.VERIFYING, False, False, Control.RUN, SlotState.IDLE),
+        (SendState.RUNNING, Control.STOP, ServerState.STANDBY, False, False, Control.STOP, SlotState.STOPPED),
         (SendState.RUNNING, Control.STOP, ServerState.FENCED, False, False, Control.PAUSE, SlotState.FENCED),
     ],
 )

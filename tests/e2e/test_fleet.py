@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from email import message_from_bytes, message_from_binary_file
+from email import message_from_binary_file, message_from_bytes
 from pathlib import Path
 
 import dkim

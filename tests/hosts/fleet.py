@@ -146,7 +146,8 @@ class Fleet:
             records.append(f"--mx-host={domain},mx.{domain},10")
         command = [
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-daemon",
-            f"--listen-address={self.switch.gateway}", "--bind-interfaces", "--user=root", "--cache-size=0", *records, *self._published,
+            f"--listen-address={self.switch.gateway}", "--bind-interfaces", "--user=root", "--cache-size=0", *records,
+            *self._published,
         ]  # fmt: skip
         with (self.folder / "dns.log").open("wb") as log, self.switch.inside():
             self._dns = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -271,6 +271,9 @@ def upgrade() -> None:
     sa.Column('per_day', sa.Integer(), nullable=True, comment='rows granted on a day in UTC; NULL: no cap of its own'),
     sa.Column('warmup', sa.JSON(none_as_null=True), nullable=True, comment="ramp: messages on each day; NULL: the sending pool's"),
     sa.Column('warming_from', UtcDateTime(), nullable=True, comment='midnight of the first day that something was granted while warming'),
+    sa.Column('served_until', UtcDateTime(), nullable=True, comment='when it last left the state active: its address is warm for a while'),
+    sa.Column('machine_from', Exact(16), server_default='inventory', nullable=False, comment='terms.HostProvider'),
+    sa.Column('machine_id', Exact(64), nullable=True, comment="what that provider calls the machine; NULL: one of one's own"),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.Column('updated_at', UtcDateTime(), nullable=False),
     sa.CheckConstraint('connections BETWEEN 1 AND 1000', name=op.f('ck_dispatch_servers_connections')),
@@ -306,6 +309,28 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('scale_decisions',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('at', UtcDateTime(), nullable=False),
+    sa.Column('pool_id', Id, nullable=False),
+    sa.Column('action', Exact(16), nullable=False, comment='terms.ScaleAction'),
+    sa.Column('finding', Exact(24), nullable=False, comment='terms.ScaleFinding'),
+    sa.Column('server', Exact(64), nullable=True, comment='which one; NULL: none, or one that is to be made'),
+    sa.Column('machine_from', Exact(16), nullable=True, comment='terms.HostProvider, of a machine that is to be rented'),
+    sa.Column('reason', sa.Text(), nullable=False),
+    sa.Column('numbers', sa.JSON(), nullable=False, comment='what the decision was made from'),
+    sa.Column('state', Exact(16), nullable=False, comment='terms.ScaleState'),
+    sa.Column('decided_by', sa.String(length=200), nullable=True),
+    sa.Column('changed_at', UtcDateTime(), nullable=False, comment='of the state; of a look without an action: the last'),
+    sa.Column('outcome', sa.Text(), nullable=True, comment='what applying it came to'),
+    sa.ForeignKeyConstraint(['pool_id'], ['sending_pools.id'], name=op.f('fk_scale_decisions_pool_id')),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_scale_decisions')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
+    op.create_index('ix_scale_decisions_pool_id', 'scale_decisions', ['pool_id', 'at'], unique=False)
     op.create_table('subscriptions',
     sa.Column('contact_id', Id, nullable=False),
     sa.Column('list_id', Id, nullable=False),
@@ -387,6 +412,22 @@ def upgrade() -> None:
     mysql_engine='InnoDB'
     )
     op.create_index('ix_server_checks_server', 'server_checks', ['server_id', 'at'], unique=False)
+    op.create_table('server_health',
+    sa.Column('server_id', Id, autoincrement=False, nullable=False),
+    sa.Column('at', UtcDateTime(), nullable=False),
+    sa.Column('verdict', Exact(16), nullable=False, comment='terms.HealthVerdict'),
+    sa.Column('reasons', sa.JSON(), nullable=False, comment='sentences'),
+    sa.Column('queued', sa.Integer(), nullable=True, comment="messages in the MTA's queue; NULL: nobody could look"),
+    sa.Column('deferred', sa.Integer(), nullable=True, comment='of them, tried at least once'),
+    sa.Column('oldest_s', sa.Integer(), nullable=True, comment='age of the oldest'),
+    sa.Column('facts', sa.JSON(), nullable=True, comment="fleet.health.Facts; NULL: it didn't answer"),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_server_health_server_id')),
+    sa.PrimaryKeyConstraint('server_id', 'at', name=op.f('pk_server_health')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('rollups_hourly',
     sa.Column('send_id', Id, nullable=False),
     sa.Column('variant', sa.SmallInteger(), autoincrement=False, nullable=False),
@@ -520,12 +561,15 @@ def downgrade() -> None:
     op.drop_table('slot_reports')
     op.drop_table('send_links')
     op.drop_table('rollups_hourly')
+    op.drop_table('server_health')
     op.drop_index('ix_server_checks_server', table_name='server_checks')
     op.drop_table('server_checks')
     op.drop_table('sends')
     op.drop_table('grant_counts')
     op.drop_index('ix_subscriptions_list_state', table_name='subscriptions')
     op.drop_table('subscriptions')
+    op.drop_index('ix_scale_decisions_pool_id', table_name='scale_decisions')
+    op.drop_table('scale_decisions')
     op.drop_table('provider_limits')
     op.drop_index('ix_listed_hashes_list', table_name='listed_hashes')
     op.drop_table('listed_hashes')
