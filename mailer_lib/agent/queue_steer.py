@@ -32,6 +32,7 @@ class QueueWish(StrEnum):
 
 
 class _Work(NamedTuple):
+    wish: QueueWish  # when it was begun
     kind: str
     call: Callable[[], Round]
 
@@ -116,13 +117,14 @@ class QueueSteer:
 
     def _due(self, recaller: Recaller, now: float) -> _Work | None:
         if not self._answered:
-            return _Work("answer", lambda: Round(recaller.answer(), 0))
+            return _Work(self._wish, "answer", lambda: Round(recaller.answer(), 0))
         if self._wish is QueueWish.RECALL and not self._settled and now >= self._next_at:
             why = self._why
-            return _Work("recall", lambda: recaller.recall(lambda messages: messages, why))
+            return _Work(self._wish, "recall", lambda: recaller.recall(lambda messages: messages, why))
         if self._people is not None and now >= self._next_at:
             people = self._people
             return _Work(
+                self._wish,
                 "suppress",
                 lambda: recaller.recall(
                     lambda messages: wanted(messages, people.keys, people.domains),
@@ -130,12 +132,12 @@ class QueueSteer:
                 ),
             )
         if self._wish is QueueWish.HOLD and now >= self._next_at:
-            return _Work("hold", recaller.hold)
+            return _Work(self._wish, "hold", recaller.hold)
         if self._wish is QueueWish.DELIVER and not self._settled:
-            return _Work("release", recaller.release)
+            return _Work(self._wish, "release", recaller.release)
         if now >= self._list_at:
             self._list_at = now + LIST_EVERY_S
-            return _Work("list", self._list)
+            return _Work(self._wish, "list", self._list)
         return None
 
     def _list(self) -> Round:
@@ -158,6 +160,7 @@ class QueueSteer:
         else:
             self.trouble = ""
         self._next_at = now + AGAIN_S
+        current = work.wish is self._wish  # else the wish changed meanwhile, and this says nothing about the new one
         match work.kind:
             case "answer":
                 self._answered = True
@@ -165,7 +168,7 @@ class QueueSteer:
                 self._next_at = -inf
             case "recall":
                 self._recalled(found)
-                if quiet and (not found.left or now - self._since > PATIENCE_S):
+                if current and quiet and (not found.left or now - self._since > PATIENCE_S):
                     self._settled = True
                     self._people = None
                     self._list_at = -inf  # the listing says at once that they are gone
@@ -183,7 +186,8 @@ class QueueSteer:
             case "release":
                 if found.done:
                     log.info("%d messages are released in the MTA's queue", found.done)
-                self._settled = not found.left
+                if current:
+                    self._settled = not found.left
             case _:
                 self.queued = found.done
 
