@@ -8,7 +8,7 @@ from enum import IntFlag, StrEnum
 
 
 class Outcome(StrEnum):
-    """What became of one message at hand-over to our MTA. Final: a row of a snapshot gets exactly one.
+    """What became of one message at hand-over to our MTA. A row of a snapshot has exactly one at any time.
 
     The books: ``frozen = injected + rejected + suppressed + failed + expired + cancelled + unknown``.
     """
@@ -18,7 +18,7 @@ class Outcome(StrEnum):
     SUPPRESSED = "suppressed"  # dropped late: the person left after the snapshot was frozen
     FAILED = "failed"  # could not be rendered
     EXPIRED = "expired"  # not accepted before the send's expires_at
-    CANCELLED = "cancelled"  # stopped by an operator before it was sent
+    CANCELLED = "cancelled"  # stopped before it was sent, or taken back out of our MTA's queue (recalled)
     UNKNOWN = "unknown"  # handed over perhaps; nobody can tell
 
 

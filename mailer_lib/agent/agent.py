@@ -25,6 +25,7 @@ from mailer_lib.agent.job import ControlFile, HeldProvider, Status
 from mailer_lib.agent.lease import Lease, ShardRows
 from mailer_lib.agent.ledger import InDoubt, LedgerError, LedgerWriter, Opened, last_incarnation
 from mailer_lib.agent.pace import Pace
+from mailer_lib.agent.queue_steer import QueueSteer, QueueWish, listing_of, recaller_for
 from mailer_lib.agent.relay import Doubts, Relay
 from mailer_lib.agent.settle import MtaRecords, Verdict, boot_id, log_position, settle
 from mailer_lib.agent.suppressions import LateSuppressions
@@ -90,6 +91,7 @@ class Agent:
             boot_id=self._boot_id,
         )
         self._settling: set[asyncio.Task[None]] = set()
+        self._bad_lines = 0  # of suppressions.log, that were told
         self._again = False
         self._started = False  # the doubts of earlier agents are settled
         self._leaving = False
@@ -98,6 +100,9 @@ class Agent:
         self._injected: deque[tuple[float, int]] = deque()
         self._disk = ThreadPoolExecutor(1, "sync")
         self._readers = ThreadPoolExecutor(4, "settle")
+        self._queue = QueueSteer(
+            recaller_for(smtp, self._job.send_id, folder.ledgers), self._readers, listing_of(folder.ledgers)
+        )
 
     async def run(self) -> ExitCode:
         """Until there is nothing more to do.
@@ -137,7 +142,7 @@ class Agent:
             if not self._started and not self._settling:
                 self._started = True
                 gc.freeze()  # templates and keys live as long as the agent: no need to look at them again
-            self._steer()
+            self._steer(relay)
             relay.tick()
             now = time.monotonic()
             ended = self._ended(relay)
@@ -163,7 +168,10 @@ class Agent:
     # What the slot says
 
     def _poll(self) -> None:
-        if self._suppressions.poll() and self._suppressions.bad_lines:
+        if self._suppressions.poll():
+            self._queue.suppress(*self._suppressions.take_fresh())
+        if self._suppressions.bad_lines > self._bad_lines:
+            self._bad_lines = self._suppressions.bad_lines
             log.warning("suppressions.log has %d lines that aren't a hash or a domain", self._suppressions.bad_lines)
         try:
             control = self._watch.poll()
@@ -204,7 +212,22 @@ class Agent:
     def _window_closed(self) -> bool:
         return self._control.window_closes_at is not None and time.time() >= self._control.window_closes_at
 
-    def _steer(self) -> None:
+    def _steer_queue(self, relay: Relay, *, stopped: bool, expired: bool) -> None:
+        """What the MTA has taken and not delivered follows the send: held, let go, or taken back."""
+        self._queue.suppress(self._backlog.take_suppressed(), frozenset())
+        quiet = not relay.in_flight and not self._settling
+        if stopped and self._control.keep_queue:
+            self._queue.steer(QueueWish.LEAVE, quiet=quiet)
+        elif stopped:
+            self._queue.steer(QueueWish.RECALL, "the send was stopped", quiet=quiet)
+        elif expired:
+            self._queue.steer(QueueWish.RECALL, "the send expired", quiet=quiet)
+        elif self._control.control is Control.PAUSE or self._window_closed:
+            self._queue.steer(QueueWish.HOLD, quiet=quiet)
+        else:
+            self._queue.steer(QueueWish.DELIVER, quiet=quiet)
+
+    def _steer(self, relay: Relay) -> None:
         """What may be sent now, and what never will be."""
         expired = self._expires_at is not None and time.time() >= self._expires_at
         stopped = self._control.control is Control.STOP
@@ -221,16 +244,17 @@ class Agent:
                 self._backlog.end_all(Outcome.CANCELLED, "the send was stopped")
             elif expired:
                 self._backlog.end_all(Outcome.EXPIRED, "not accepted before the send expired")
+            self._steer_queue(relay, stopped=stopped, expired=expired)
         if self._control.generation:
             self._backlog.close_settled(grant.ledger_name for grant in self._control.leases)
 
     def _ended(self, relay: Relay) -> ExitCode | None:
-        if self._settling or relay.in_flight:
+        if self._settling or relay.in_flight or self._queue.busy:
             return None
         if self._leaving:
             return ExitCode.TERMINATED
         final = self._control.complete or self._control.control is Control.STOP
-        if self._started and final and not self._backlog.left:
+        if self._started and final and not self._backlog.left and self._queue.through:
             return ExitCode.DONE
         may_send = self._backlog.sending and self._backlog.left
         if not may_send and self._watch.age_s() > self._job.idle_exit_s:
@@ -291,6 +315,8 @@ class Agent:
             return ("done" if ended is ExitCode.DONE else "waiting"), _ENDINGS[ended]
         if self._settling and (not self._started or not self._backlog.sending):
             return "settling", "looking into the MTA's records for messages in doubt"
+        if self._started and not self._queue.through and not self._backlog.left:
+            return "settling", "taking messages back out of the MTA's queue"
         if self._control.control is Control.PAUSE:
             return "paused", "paused by an operator"
         if self._window_closed:
@@ -341,6 +367,8 @@ class Agent:
             deferred=backlog.deferred,
             per_s=round((backlog.injected - before) / elapsed, 1) if elapsed > 0 else 0.0,
             connections=relay.connections,
+            queued=self._queue.queued,
+            recalled=self._queue.recalled,
             held=tuple(
                 HeldProvider(provider=h.provider, until=time.time() + h.until - now, reason=h.reason)
                 for h in backlog.breakers.held()

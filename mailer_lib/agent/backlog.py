@@ -105,6 +105,7 @@ class Backlog:
         self._deferred: list[tuple[float, int, Lease, int]] = []  # heap by monotonic time
         self._order = count()
         self._dirty: dict[str, Lease] = {}
+        self._suppressed: set[bytes] = set()  # message keys: injected although the person had left meanwhile
         self.injected = 0  # by this agent; rates are made of it
 
     # Leases
@@ -334,6 +335,12 @@ class Backlog:
         self._new.clear()
         self.flush()
 
+    def take_suppressed(self) -> frozenset[bytes]:
+        """Messages that the MTA took while their people left: they are to be taken back out of its queue."""
+        keys = frozenset(self._suppressed)
+        self._suppressed.clear()
+        return keys
+
     def flush(self) -> None:
         """Give gathered records to the kernel: one ``write(2)`` for each ledger concerned."""
         if self._dirty:
@@ -374,6 +381,8 @@ class Backlog:
         text: str = "",
     ) -> None:
         lease.settle(row, outcome)
+        if outcome is Outcome.INJECTED and self._suppressions.holds(recipient):
+            self._suppressed.add(recipient.message_key)
         code, enhanced = 0, ""
         if reply is not None:
             code, enhanced, text = reply.code, reply.enhanced, redact(reply.text)

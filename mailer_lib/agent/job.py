@@ -6,8 +6,12 @@
     shards/           NNNN.p<phase>.parquet, copies of the snapshot's slot → agent
     control.json      leases, grants, pause/stop, pace; replaced      slot → agent
     suppressions.log  append-only; one line each: a hex address hash,
-                      or "@" + domain                                 slot → agent
+                      "@" + domain, or "=" + hex message key of a
+                      person in this send                             slot → agent
     ledgers/          NNNN.p<phase>.e<epoch>.ledger, append-only      agent → slot
+    ledgers/recalls.log  what was taken back out of the MTA's queue,
+                      append-only (recalls.py)                        agent → slot
+    ledgers/queue.json   what lay in it lately; replaced              agent → slot
     status.json       heartbeat, rates, reasons for waiting; replaced agent → slot
     agent.lock        flock held by the agent for life
     agent.log         the agent's log: no address, no token, no secret
@@ -54,6 +58,8 @@ class SmtpServer(ProtocolFile):
     mta: MtaKind = MtaKind.RELAY
     mta_log: str | None = None  # main log; rotated ones beside it
     mta_spool: str | None = None
+    mta_queues: bool = False  # each send has a queue of its own in the MTA
+    mta_command: str | None = None  # of an Exim that isn't /usr/sbin/exim4, words parted by spaces
 
 
 class Limits(ProtocolFile):
@@ -132,6 +138,7 @@ class ControlFile(ProtocolFile):
     expires_at: float | None = None  # replaces job.json's
     window_closes_at: float | None = None  # Unix seconds: nothing is begun from then on, whatever the slot does
     leases: tuple[LeaseGrant, ...] = ()
+    keep_queue: bool = False  # stopped: what the MTA has taken is left to it
     complete: bool = False  # no more leases will come: settle these and exit
 
 
@@ -152,6 +159,8 @@ class Status(ProtocolFile):
     per_s: float = 0.0  # over the last few seconds
     connections: int = 0
     held: tuple[HeldProvider, ...] = ()
+    queued: int = 0  # messages of this job in the MTA's queue, when it was listed last
+    recalled: int = 0  # taken back out of it by this agent
     dry: bool = False  # everything granted is settled: more grants are wanted
 
 

@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -98,6 +98,22 @@ class Final(NamedTuple):
     text: str  # without addresses
 
 
+class Amended(NamedTuple):
+    """``A``: what became of the row after all, written by the centre into a kept ledger whose lease has ended: a
+    message taken back out of the MTA's queue, or the truth about one that was unknown (docs/decisions/0609)."""
+
+    row: int
+    outcome: Outcome
+    code: int
+    enhanced: str
+    queue_id: str
+    conn: str
+    variant: int
+    provider: str
+    t_ms: int
+    text: str  # without addresses
+
+
 class Closed(NamedTuple):
     """``E``: the agent ended in order; written when all before it was synced, so nothing of it can be missing."""
 
@@ -105,7 +121,13 @@ class Closed(NamedTuple):
     t_ms: int
 
 
-Record: TypeAlias = Header | Opened | Connected | Intent | Deferral | Final | Closed
+Record: TypeAlias = Header | Opened | Connected | Intent | Deferral | Final | Amended | Closed
+
+# Outcomes that may still change, and into what. All others stand.
+AMENDABLE: Mapping[Outcome, frozenset[Outcome]] = {
+    Outcome.INJECTED: frozenset({Outcome.CANCELLED, Outcome.UNKNOWN}),
+    Outcome.UNKNOWN: frozenset(Outcome) - {Outcome.UNKNOWN},
+}
 
 
 class LedgerDelta(NamedTuple):
@@ -128,11 +150,8 @@ def encode(record: Record) -> bytes:
     match record:
         case Intent(row, key, attempt, conn, t_ms):
             body = f"I\t{row}\t{key.hex()}\t{attempt}\t{conn}\t{t_ms}"
-        case Final(row, outcome, code, enhanced, queue_id, conn, variant, provider, t_ms, text):
-            body = (
-                f"O\t{row}\t{outcome.value}\t{code}\t{clean(enhanced)}\t{clean(queue_id)}\t{conn}\t{variant}"
-                f"\t{clean(provider)}\t{t_ms}\t{clean(text)}"
-            )
+        case Final() | Amended():
+            body = _outcome(record)
         case Deferral(row, code, enhanced, provider, next_at_ms, t_ms, text):
             body = f"D\t{row}\t{code}\t{clean(enhanced)}\t{clean(provider)}\t{next_at_ms}\t{t_ms}\t{clean(text)}"
         case Connected(conn, local_port, t_ms, log_inode, log_offset):
@@ -143,8 +162,33 @@ def encode(record: Record) -> bytes:
             body = f"E\t{incarnation}\t{t_ms}"
         case Header(job_id, shard, phase, epoch, first_row):
             body = f"H\t{VERSION}\t{clean(job_id)}\t{shard}\t{phase}\t{epoch}\t{first_row}"
+    return frame(body)
+
+
+def _outcome(record: Final | Amended) -> str:
+    row, outcome, code, enhanced, queue_id, conn, variant, provider, t_ms, text = record
+    return (
+        f"{'O' if isinstance(record, Final) else 'A'}\t{row}\t{outcome.value}\t{code}\t{clean(enhanced)}"
+        f"\t{clean(queue_id)}\t{conn}\t{variant}\t{clean(provider)}\t{t_ms}\t{clean(text)}"
+    )
+
+
+def frame(body: str) -> bytes:
+    """A line that shows by itself whether it is whole: fields parted by tabs, their CRC, a newline."""
     raw = body.encode("utf-8", "replace")
     return b"%b\t%08x\n" % (raw, zlib.crc32(raw))
+
+
+def unframe(line: bytes) -> list[str]:
+    """The fields of such a line, given without its newline.
+
+    Raises:
+        ValueError: the checksum is wrong.
+    """
+    body, tab, crc = line.rpartition(b"\t")
+    if not tab or len(crc) != 8 or int(crc, 16) != zlib.crc32(body):
+        raise ValueError("the checksum is wrong")
+    return body.decode().split("\t")
 
 
 def _header(field: list[str]) -> Header:
@@ -171,6 +215,10 @@ _DECODE: dict[str, tuple[int, Callable[[list[str]], Record]]] = {
         11,
         lambda f: Final(int(f[1]), Outcome(f[2]), int(f[3]), f[4], f[5], f[6], int(f[7]), f[8], int(f[9]), f[10]),
     ),
+    "A": (
+        11,
+        lambda f: Amended(int(f[1]), Outcome(f[2]), int(f[3]), f[4], f[5], f[6], int(f[7]), f[8], int(f[9]), f[10]),
+    ),
 }
 
 
@@ -180,10 +228,7 @@ def decode(line: bytes) -> Record:
     Raises:
         ValueError: a wrong CRC, an unknown kind or a wrong number of fields.
     """
-    body, tab, crc = line.rpartition(b"\t")
-    if not tab or len(crc) != 8 or int(crc, 16) != zlib.crc32(body):
-        raise ValueError("the checksum is wrong")
-    field = body.decode().split("\t")
+    field = unframe(line)
     count, build = _DECODE.get(field[0], (0, None))
     if build is None or len(field) != count:
         raise ValueError("not a record of this version")
@@ -317,6 +362,11 @@ class LedgerState:
                 self._untouched(row, name)
                 self._intents.pop(row, None)
                 self.deferred.pop(row, None)
+                self.outcomes[row] = outcome
+            case Amended(row, outcome):
+                if outcome not in AMENDABLE.get(self.outcomes.get(row, outcome), ()):
+                    was = self.outcomes.get(row, "without an outcome")
+                    raise LedgerError(f"{name}: row {row} is {was} and can't become {outcome}")
                 self.outcomes[row] = outcome
             case Connected(conn):
                 self.connections[conn] = record

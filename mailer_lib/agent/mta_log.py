@@ -11,7 +11,7 @@ import gzip
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +28,10 @@ _STAMP = re.compile(rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.(\d+))?(?: ([+-])(\d
 # Refusals ("… F=<…> rejected after DATA") have no such mark.
 _LINE = re.compile(
     rb"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})?(?: \[\d+\])? (\S+) (?:<=|=>|->|>>|\*>|\*\*|==) (.*)$"
+)
+# What ends a message in the MTA's hands: delivered, bounced, or taken out of the queue.
+_FATE = re.compile(
+    rb"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?(?: [+-]\d{4})?(?: \[\d+\])? (\S+) (=>|->|>>|\*\*|removed by )"
 )
 _SUBJECT = re.compile(rb' T="(?:[^"\\]|\\.)*"')
 _NAME = re.compile(r"\.(\d+)(?:\.gz)?")
@@ -76,6 +80,31 @@ def search_logs(
             why = f"the MTA's log {log} can't be read: {getattr(error, 'strerror', None) or error}"
             return dict.fromkeys((doubt.message_key for doubt in doubts), why)
     return dict.fromkeys((doubt.message_key for doubt in doubts), f"the MTA's log {log} is rotated all the time")
+
+
+def search_removed(log: Path, queue_ids: Collection[str], since_s: float) -> set[str]:
+    """Which of these messages the MTA says were removed from its queue, without a delivery before or after it.
+
+    Args:
+        since_s: Unix time before which none of them was taken: logs that were finished by then aren't read.
+
+    Raises:
+        OSError: the log can't be read, or is rotated all the time.
+    """
+    for _ in range(3):
+        try:
+            files = [file for file in _files(log) if file.written_s >= since_s - _SLACK_S]
+            removed, ended = set[str](), set[str]()
+            for file in files:
+                with file.open() as opened:
+                    for line in _lines(opened):
+                        match = _FATE.match(line)
+                        if match is not None and (queue_id := match[1].decode("ascii", "replace")) in queue_ids:
+                            (removed if match[2] == b"removed by " else ended).add(queue_id)
+            return removed - ended
+        except _MovedError:
+            continue
+    raise OSError(f"the MTA's log {log} is rotated all the time")
 
 
 def _search(

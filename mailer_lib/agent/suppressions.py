@@ -16,6 +16,8 @@ class LateSuppressions:
         self._offset = 0
         self._hashes: set[bytes] = set()
         self._domains: set[str] = set()
+        self._fresh_keys: set[bytes] = set()
+        self._fresh_domains: set[str] = set()
         self.lines = 0  # in force
         self.bad_lines = 0
 
@@ -42,11 +44,21 @@ class LateSuppressions:
     def _add(self, line: bytes) -> None:
         self.lines += 1
         if line.startswith(b"@") and len(line) > 1:
-            self._domains.add(line[1:].decode("ascii", "replace").lower())
+            domain = line[1:].decode("ascii", "replace").lower()
+            self._domains.add(domain)
+            self._fresh_domains.add(domain)
+        elif line.startswith(b"=") and _HASH.fullmatch(line[1:].lower()):
+            self._fresh_keys.add(bytes.fromhex(line[1:].decode()))
         elif _HASH.fullmatch(line.lower()):
             self._hashes.add(bytes.fromhex(line.decode()))
         elif line:
             self.bad_lines += 1
+
+    def take_fresh(self) -> tuple[frozenset[bytes], frozenset[str]]:
+        """Message keys and domains that came since this was asked last: the MTA may have messages for them."""
+        fresh = frozenset(self._fresh_keys), frozenset(self._fresh_domains)
+        self._fresh_keys, self._fresh_domains = set(), set()
+        return fresh
 
     def holds(self, recipient: Recipient) -> bool:
         """Nothing may be sent to this person any more."""

@@ -366,3 +366,8 @@ SELECT raw.contact_id, sends.campaign, sends.edition,
 FROM raw JOIN sends ON sends.send_id = raw.send_id
 WHERE raw.kind IN ('open', 'view', 'click') AND raw.contact_id > 0 AND raw.t IS NOT NULL
 """  # noqa: S608  constants of this module
+
+
+def forget_phase(settings: Settings, campaign: str, edition: str, phase: int) -> None:
+    """A settled ledger of this phase was amended: what was read from it is to be read anew."""
+    (root_of(settings) / "sent" / campaign / edition / f"{phase}.parquet").unlink(missing_ok=True)

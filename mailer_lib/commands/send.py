@@ -303,6 +303,28 @@ def unknown(ref: Ref) -> None:
     )
 
 
+@app.command()
+def recall(
+    ref: Ref,
+    *,
+    due: Annotated[
+        bool, typer.Option("--due", help="Only what must not be delivered: to who left since, all when it expired.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Take back what the MTAs hold of a send that is over and haven't delivered; booked as cancelled."""
+    from mailer_lib.dispatch.recall_send import recall_send
+
+    if not due and not yes:
+        _confirm(f"Take back everything of {ref} that isn't delivered yet?")
+    with open_context() as context:
+        found = recall_send(context.engine, context.settings, ref, context.actor, due_only=due)
+    for one in found:
+        console().print(f"{one.slot}: {one.trouble or f'{one.messages} messages taken back'}", markup=False)
+    if any(one.trouble for one in found):
+        raise CommandError("not every queue could be looked at")
+
+
 @app.command("lose-server")
 def lose_server(
     server: Annotated[str, typer.Argument(help="Name of a dispatch server that is gone for good.")],

@@ -36,6 +36,10 @@ def add(
     mta: Annotated[MtaKind | None, typer.Option(help="Whose records settle a doubt.  [relay]")] = None,
     mta_log: Annotated[str | None, typer.Option(help="Main log of the MTA.")] = None,
     mta_spool: Annotated[str | None, typer.Option(help="Spool folder of the MTA.")] = None,
+    mta_queues: Annotated[
+        bool | None, typer.Option("--mta-queues/--no-mta-queues", help="Its Exim gives each send a queue of its own.")
+    ] = None,
+    mta_command: Annotated[str | None, typer.Option(help="Command of its Exim.  [/usr/sbin/exim4]")] = None,
     channel: Annotated[ChannelKind | None, typer.Option(help="How its agent is reached.  [local]")] = None,
     host: Annotated[str | None, typer.Option(help="Where the agent runs (channel ssh).")] = None,
     host_key: Annotated[
@@ -65,9 +69,9 @@ def add(
     values: dict[str, Any] = {
         "name": name, "pool": pool, "helo_name": helo_name, "smtp_host": smtp_host, "smtp_port": smtp_port,
         "smtp_security": smtp_security, "smtp_user": smtp_user, "smtp_password_ref": smtp_password_ref, "mta": mta,
-        "mta_log": mta_log, "mta_spool": mta_spool, "channel": channel, "host": host, "slots": slots,
-        "host_key": host_key, "ssh_port": ssh_port, "ssh_user": ssh_user, "agent_python": agent_python,
-        "remote_jobs_dir": remote_jobs_dir,
+        "mta_log": mta_log, "mta_spool": mta_spool, "mta_queues": mta_queues, "mta_command": mta_command,
+        "channel": channel, "host": host, "host_key": host_key, "ssh_port": ssh_port, "ssh_user": ssh_user,
+        "agent_python": agent_python, "remote_jobs_dir": remote_jobs_dir, "slots": slots,
         "connections": connections, "per_hour": per_hour, "per_day": per_day, "state": state,
     }  # fmt: skip
     spec = servers.make_spec(**values)

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -320,6 +321,8 @@ dispatch_servers = Table(
     Column("mta", Exact(8), nullable=False, comment="terms.MtaKind"),
     Column("mta_log", String(500), comment="main log, for settling"),
     Column("mta_spool", String(500), comment="spool folder, for settling"),
+    Column("mta_queues", Boolean, nullable=False, server_default="0", comment="each send has a queue of its own"),
+    Column("mta_command", String(500), comment="of an Exim that isn't /usr/sbin/exim4"),
     Column("smtp_host", Exact(253), nullable=False),
     Column("smtp_port", Integer, nullable=False),
     Column("smtp_security", Exact(16), nullable=False, comment="terms.SmtpSecurity"),

@@ -61,6 +61,15 @@ def book_lost(engine: Engine, lease: Lease, ledger_bytes: int, tally: Tally) -> 
     transact(engine, work)
 
 
+def account_amended(connection: Connection, lease: Lease, ledger_bytes: int, tally: Tally) -> None:
+    """Likewise for records that amend an ended lease's ledger; the tally takes from one outcome what it gives another.
+
+    Raises:
+        LeaseLostError: another process amended it; read the lease again.
+    """
+    _account(connection, lease, lease.state, ledger_bytes, tally)
+
+
 def _account(connection: Connection, lease: Lease, state: LeaseState, ledger_bytes: int, tally: Tally) -> None:
     values: dict[str, Any] = {o.value: leases.c[o.value] + n for o, n in tally.counts.items() if n}
     if tally.deferrals:
@@ -87,7 +96,7 @@ def add_rollups(connection: Connection, lease: Lease, tally: Tally) -> None:
         same = and_(*(table.c[name] == value for name, value in key.items()))
         if connection.execute(update(table).where(same).values(count=table.c.count + count)).rowcount == 0:
             connection.execute(insert(table).values(**key, count=count))
-    if tally.counts.get(Outcome.INJECTED):
+    if tally.counts.get(Outcome.INJECTED, 0) > 0:
         first = and_(sends.c.id == lease.send_id, sends.c.first_injected_at.is_(None))
         if connection.scalar(select(sends.c.id).where(first)) is not None:
             connection.execute(update(sends).where(first).values(first_injected_at=now()))

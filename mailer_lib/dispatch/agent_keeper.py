@@ -53,12 +53,12 @@ class AgentKeeper:
         self._started = True
         return True
 
-    def end(self, ask: Callable[[], None] | None = None) -> bool:
+    def end(self, ask: Callable[[], None] | None = None, patience_s: float = DISMISS_S) -> bool:
         """See the agent out: ``ask`` it (control.json says complete), then SIGTERM, then SIGKILL. Returns whether it
         is gone. Without ``ask`` it begins with SIGTERM."""
         if ask is not None and self._channel.is_alive():
             ask()
-            if self._gone_within(DISMISS_S):
+            if self._gone_within(patience_s):
                 return True
         for signal in (self._channel.stop, self._channel.kill):
             if not self._channel.is_alive():

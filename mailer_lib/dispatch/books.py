@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from mailer_lib.agent.ledger import Deferral, Final, Header, Intent, LedgerError
+from mailer_lib.agent.ledger import AMENDABLE, Amended, Deferral, Final, Header, Intent, LedgerError
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.database.engine import read
@@ -50,6 +50,8 @@ class Books:
     outcomes: Mapping[Outcome, int] = field(default_factory=dict)
     unsettled: int = 0
     duplicates: int = 0  # message keys injected more than once, over all phases
+    resent: int = 0  # message keys injected again by the operator's decision, and the first one turned out injected
+    recalled: int = 0  # of the cancelled: taken back out of an MTA's queue
     deferrals: int = 0
     phases: int = 0
     by_provider: Mapping[str, Mapping[Outcome, int]] = field(default_factory=dict)
@@ -68,6 +70,10 @@ class Books:
         parts = [f"frozen={self.frozen}", *(f"{outcome}={self[outcome]}" for outcome in Outcome)]
         if self.unsettled:
             parts.append(f"unsettled={self.unsettled}")
+        if self.recalled:
+            parts.append(f"recalled={self.recalled}")
+        if self.resent:
+            parts.append(f"resent={self.resent}")
         return " ".join([*parts, f"duplicates={self.duplicates}"])
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +84,8 @@ class Books:
             **{outcome.value: self[outcome] for outcome in Outcome},
             "unsettled": self.unsettled,
             "duplicates": self.duplicates,
+            "resent": self.resent,
+            "recalled": self.recalled,
             "deferrals": self.deferrals,
             "phases": self.phases,
             "balanced": self.balanced,
@@ -125,9 +133,11 @@ def read_books(engine: Engine, settings: Settings, send_id: int) -> tuple[Books,
         outcomes=dict(page.outcomes),
         unsettled=page.frozen - done,
         duplicates=sum(times - 1 for times in page.injected.values() if times > 1),
+        resent=sum(page.injected[key] > 0 for key in page.found_out),
+        recalled=page.recalled,
         deferrals=page.deferrals,
         phases=len(phases),
-        by_provider={provider: dict(counts) for provider, counts in page.by_provider.items()},
+        by_provider={provider: {o: n for o, n in counts.items() if n} for provider, counts in page.by_provider.items()},
         last_injected_at={p: datetime.fromtimestamp(t_ms / 1000, UTC) for p, t_ms in page.last_injected_ms.items()},
     )
     if books.unsettled < 0:
@@ -147,7 +157,9 @@ class _Page:
         self.by_provider: dict[str, Counter[Outcome]] = {}
         self.last_injected_ms: dict[str, int] = {}
         self.deferrals = 0
+        self.recalled = 0
         self.injected: Counter[bytes] = Counter()
+        self.found_out: set[bytes] = set()  # unknown first, injected as it turned out
         self.problems: list[str] = []
 
     def check_phase(self, phase: Any, mine: list[Any]) -> None:
@@ -190,7 +202,7 @@ class _Page:
     def _add_lease(self, lease: Lease, columns: ShardColumns) -> None:
         name = lease.ledger_name
         kept = KeptLedger(self.store, lease)
-        rows: set[int] = set()
+        rows: dict[int, Final] = {}
         counts: Counter[Outcome] = Counter()
         deferrals = 0
         try:
@@ -201,9 +213,10 @@ class _Page:
                     if not lease.first_row <= record.row < lease.granted_through:
                         self.problems.append(f"{name}: row {record.row} wasn't granted")
                         continue
-                    rows.add(record.row)
-                    counts[record.outcome] += 1
+                    rows[record.row] = record
                     self._count(record, columns)
+                elif isinstance(record, Amended):
+                    self._amend(name, record, rows, columns)
                 elif isinstance(record, Intent):
                     if columns.message_key[record.row] != record.message_key:
                         self.problems.append(f"{name}: row {record.row} carries another message's key")
@@ -218,6 +231,7 @@ class _Page:
         except (OSError, ValueError, LedgerError) as error:
             self.problems.append(f"{kept.path} can't be read: {error}")
             return
+        counts.update(record.outcome for record in rows.values())
         self.outcomes += counts
         self.deferrals += deferrals
         if dict(counts) != dict(lease.counts):
@@ -226,6 +240,24 @@ class _Page:
             self.problems.append(f"{name} counts {deferrals} deferrals, the database {lease.deferrals}")
         if lease.state != LeaseState.ACTIVE and len(rows) != lease.granted:
             self.problems.append(f"{name} ended with {len(rows)} outcomes for {lease.granted} granted rows")
+
+    def _amend(self, name: str, record: Amended, rows: dict[int, Final], columns: ShardColumns) -> None:
+        before = rows.get(record.row)
+        if before is None or record.outcome not in AMENDABLE.get(before.outcome, ()):
+            was = "has no outcome" if before is None else f"is {before.outcome}"
+            self.problems.append(f"{name}: row {record.row} {was}, but is amended to {record.outcome}")
+            return
+        rows[record.row] = after = Final(*record)
+        provider, key = columns.provider[record.row], columns.message_key[record.row]
+        self.by_provider.setdefault(provider, Counter())[before.outcome] -= 1
+        if before.outcome is Outcome.INJECTED:
+            self.injected[key] -= 1
+            self.recalled += after.outcome is Outcome.CANCELLED
+        if after.outcome is Outcome.INJECTED:  # a resend of what was unknown is the operator's decision, no mistake
+            self.by_provider[provider][after.outcome] += 1
+            self.found_out.add(key)
+        else:
+            self._count(after, columns)
 
     def _count(self, record: Final, columns: ShardColumns) -> None:
         provider = columns.provider[record.row]

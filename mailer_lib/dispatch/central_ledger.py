@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine, select
 
-from mailer_lib.agent.ledger import Final, Header, Opened, Record
+from mailer_lib.agent.ledger import Amended, Final, Header, Opened, Record
 from mailer_lib.database.engine import read
 from mailer_lib.database.schema import shards
 from mailer_lib.dispatch.accounting import book_lost, record_progress
@@ -73,8 +73,14 @@ def book_unknown(engine: Engine, store: StorePath, lease: Lease, why: str) -> in
 
 
 def final_rows(kept: KeptLedger) -> dict[int, Final]:
-    """The outcome records of a kept ledger that were accounted for, by row."""
-    return {record.row: record for record in kept.records() if isinstance(record, Final)}
+    """What a kept ledger says became of each row, as far as it was accounted for and as it was amended since."""
+    found: dict[int, Final] = {}
+    for record in kept.records():
+        if isinstance(record, Final):
+            found[record.row] = record
+        elif isinstance(record, Amended):
+            found[record.row] = Final(*record)
+    return found
 
 
 def _header(lease: Lease) -> Header:

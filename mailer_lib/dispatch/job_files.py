@@ -4,6 +4,7 @@ from sqlalchemy import Connection
 
 from mailer_lib import secret_refs
 from mailer_lib.agent.job import BreakerRules, Job, Secrets, SmtpServer
+from mailer_lib.agent.mta_queue import queue_name
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
 from mailer_lib.fleet import domains, servers
@@ -52,12 +53,14 @@ def make_job(
             host=server.smtp_host,
             port=server.smtp_port,
             security=server.smtp_security,
-            helo_name=server.helo_name,
+            helo_name=f"{queue_name(send.id)}.queue.invalid" if server.mta_queues else server.helo_name,
             user=server.smtp_user,
             connections=server.connections,
             mta=server.mta,
             mta_log=server.mta_log,
             mta_spool=server.mta_spool,
+            mta_queues=server.mta_queues,
+            mta_command=server.mta_command,
         ),
         limits=limits_for(connection, send, slot),
         breaker=BreakerRules(replies=settings.breaker_replies, refused_share=settings.breaker_refused_share),

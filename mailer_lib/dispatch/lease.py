@@ -375,7 +375,7 @@ def settle_lease(engine: Engine, lease_id: int) -> ShardState:
     """
 
     def work(connection: Connection) -> ShardState:
-        _lock_shard_of(connection, lease_id)
+        lock_shard_of(connection, lease_id)
         lease = get_lease(connection, lease_id)
         if lease.state == LeaseState.LOST:
             raise LeaseLostError(f"{lease.ledger_name} was lost; it can't be settled")
@@ -399,7 +399,7 @@ def lose_lease(engine: Engine, lease_id: int) -> Lease:
     """
 
     def work(connection: Connection) -> Lease:
-        _lock_shard_of(connection, lease_id)
+        lock_shard_of(connection, lease_id)
         lease = get_lease(connection, lease_id)
         if lease.state == LeaseState.SETTLED:
             raise LeaseLostError(f"{lease.ledger_name} was settled; there is nothing to lose")
@@ -412,7 +412,7 @@ def lose_lease(engine: Engine, lease_id: int) -> Lease:
 
 def settle_shard_of(connection: Connection, lease: Lease) -> None:
     """After a lost lease was booked: its shard may be settled now."""
-    _lock_shard_of(connection, lease.id)
+    lock_shard_of(connection, lease.id)
     _shard_after(connection, lease)
 
 
@@ -420,7 +420,7 @@ def _newest_epoch(lease: Lease) -> Any:
     return and_(shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.LEASED)
 
 
-def _lock_shard_of(connection: Connection, lease_id: int) -> None:
+def lock_shard_of(connection: Connection, lease_id: int) -> None:
     """Two leases of one shard that end at the same moment must see each other: the shard's row is their lock."""
     shard_id = select(leases.c.shard_id).where(leases.c.id == lease_id).scalar_subquery()
     connection.execute(update(shards).where(shards.c.id == shard_id).values(next_row=shards.c.next_row))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, select
 
-from mailer_lib.agent.ledger import Deferral, Final
+from mailer_lib.agent.ledger import Amended, Deferral, Final
 from mailer_lib.database.schema import dispatch_servers, leases
 from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import get_lease
@@ -38,7 +38,7 @@ def row_outcome(connection: Connection, store: StorePath, shard_id: int, row: in
         lease = get_lease(connection, lease_id)
         said = replace(said, server=server)
         for record in KeptLedger(store, lease).records():
-            if isinstance(record, Final) and record.row == row:
+            if isinstance(record, Final | Amended) and record.row == row:
                 at = datetime.fromtimestamp(record.t_ms / 1000, UTC)
                 reply = " ".join(filter(None, (str(record.code or ""), record.enhanced, record.text)))
                 said = replace(said, outcome=record.outcome, at=at, reply=reply or None)

@@ -18,7 +18,7 @@ from mailer_lib.contacts.consent import active_suppressions_since
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
-from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
+from mailer_lib.dispatch.agent_keeper import DISMISS_S, AgentFailedError, AgentKeeper
 from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
 from mailer_lib.dispatch.channel import Channel, ChannelUnreachableError
 from mailer_lib.dispatch.channels import open_channel
@@ -37,10 +37,12 @@ from mailer_lib.dispatch.lease import (
 )
 from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.plan import Slot, limits_for
+from mailer_lib.dispatch.recalling import RecallBooks, RecallReader
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
 from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, nobody_sends, say, worth_a_look
 from mailer_lib.dispatch.slot_rules import (
     FIRST_RATE_PER_S,
+    RECALL_PATIENCE_S,
     WINDOW_FACTOR,
     Intent,
     SlotProgress,
@@ -48,6 +50,7 @@ from mailer_lib.dispatch.slot_rules import (
     SlotState,
     intent,
     next_rate,
+    suppression_lines,
     wants_lease,
     window_closes_at,
     window_shut,
@@ -148,6 +151,8 @@ class SlotRunner:
         self.channel = channel
         self.claim = claim
         self.keeper = AgentKeeper(channel, slot.label)
+        self.recalls = RecallReader(RecallBooks(engine, settings, send.id, send.ref, f"agent:{slot.label}"), channel)
+        self.send_key = settings.identity().send_key(send.campaign, send.edition)
         self.trackers: dict[int, LeaseTracker] = {}
         self.rate = FIRST_RATE_PER_S
         self.settled = 0
@@ -237,6 +242,9 @@ class SlotRunner:
             self._push_suppressions(view)
             self._sync(view)
             self._settle(view)
+            status = self._fresh_status()
+            if status is not None and status.recalled:
+                self.recalls.sync()
         if view.wish.may_take:
             self.channel.is_alive()  # a server that is away gets no rows
             self._take(view)
@@ -335,7 +343,7 @@ class SlotRunner:
             )
             assert since is not None
             hashes, domains = active_suppressions_since(connection, since=since, list_id=view.send.list_id)
-        lines = {value.hex() for value in hashes} | {f"@{domain}" for domain in domains}
+        lines = suppression_lines(hashes, domains, self.send_key)
         fresh = sorted(lines - self._suppressed)
         if fresh:
             self.channel.append_suppressions(fresh)
@@ -371,6 +379,7 @@ class SlotRunner:
             expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
             window_closes_at=closes_at.timestamp() if closes_at else None,
             leases=grants,
+            keep_queue=view.wish.agent is Control.STOP and not view.wish.recalls,
             complete=complete,
         )
         aged = time.monotonic() - self._control_at >= CONTROL_REFRESH_S
@@ -496,6 +505,7 @@ class SlotRunner:
             if view.parked_shards:
                 return self._end(SlotState.JUDGING, "the test slice is through; the rest waits for a decision")
             return self._end(SlotState.DONE)
+        self._pass_on(view)
         if view.wish.agent is Control.PAUSE:
             return self._end(SlotState.IDLE, view.wish.reason)
         cap = exhausted(view.caps)
@@ -546,15 +556,21 @@ class SlotRunner:
         for tracker in self.trackers.values():
             hand_back(self.engine, tracker.lease)
 
+    def _pass_on(self, view: View) -> None:
+        """An agent without rows hears of a pause and its end as well: it holds the MTA's queue of the send."""
+        if self.channel.is_alive():
+            last = self.channel.read_control()
+            if last is not None and last.control is not view.wish.agent:
+                self._attach()
+                self._push_control(view)
+
     def _dismiss(self, view: View) -> None:
-        """The slot is through: its agent ends, and the job folder keeps neither secrets nor recipients."""
+        """The slot is through: its agent ends, and the job folder keeps neither secrets nor recipients. A server that
+        is away is waited for a while."""
         give_up_at = time.monotonic() + DISMISS_PATIENCE_S
         while True:
             try:
-                if self.channel.is_alive():
-                    self._attach()
-                    self.keeper.end(lambda: self._push_control(view, complete=True))
-                self.channel.clear()
+                return self._see_out(view)
             except ChannelUnreachableError as error:
                 if time.monotonic() < give_up_at:
                     time.sleep(TICK_S)
@@ -562,7 +578,22 @@ class SlotRunner:
                 with write(self.engine) as connection:
                     detail = {"server": self.slot.server, "why": str(error)}
                     record(connection, f"slot:{self.slot.label}", "job.not-cleared", f"send:{view.send.ref}", detail)
-            return
+                return None
+
+    def _see_out(self, view: View) -> None:
+        """An agent that ended before is started once more when the MTA's queue is to be emptied, or was held."""
+        last = self.channel.read_control()
+        if last is not None and not self.channel.is_alive() and (view.wish.recalls or last.control is Control.PAUSE):
+            self._ready = False
+            self._prepare(view)
+            self._push_control(view, complete=True)
+            self.channel.start()
+        if self.channel.is_alive():
+            self._attach()
+            patience_s = RECALL_PATIENCE_S if view.wish.recalls else DISMISS_S
+            self.keeper.end(lambda: self._push_control(view, complete=True), patience_s)
+        self.recalls.sync()
+        self.channel.clear()
 
     def _end(self, state: SlotState, reason: str = "") -> SlotReport:
         with read(self.engine) as connection:

@@ -1,10 +1,12 @@
 """What a slot does next: pure decisions, and the words in which it reports. The loop around them is ``slot.py``."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE
+from mailer_lib.identity import message_keys
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, SendState, ServerState
 
@@ -15,6 +17,7 @@ WINDOW_FACTOR = 5  # granted rows at most, in windows, when one provider's limit
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 30.0
 CLOSING_MARGIN = timedelta(seconds=1)
+RECALL_PATIENCE_S = 120.0  # an agent that empties the MTA's queue gives up itself on what is being delivered
 MAX_FAILURES = 6  # agents that died in a row without settling anything
 
 
@@ -46,6 +49,7 @@ class Intent:
     ending: SlotState | None = None
     reason: str = ""
     waits: bool = False  # for a time, not for a person
+    recalls: bool = False  # what the MTA has taken and not delivered is taken back
 
 
 def intent(
@@ -58,11 +62,11 @@ def intent(
     if server in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
         return Intent(False, Control.PAUSE, SlotState.FENCED, f"the server is {server}")
     if control == Control.STOP:
-        return Intent(False, Control.STOP, SlotState.STOPPED, "stopped by an operator")
+        return Intent(False, Control.STOP, SlotState.STOPPED, "stopped by an operator", recalls=True)
     if state != SendState.RUNNING:
         return Intent(False, Control.STOP, SlotState.STOPPED, f"the send is {state}")
     if expired:
-        return Intent(False, Control.RUN, SlotState.EXPIRED, "the send has expired")
+        return Intent(False, Control.RUN, SlotState.EXPIRED, "the send has expired", recalls=True)
     if server in MAY_JOIN:  # rows that it still holds go back; then it waits for its turn
         return Intent(False, Control.RUN, SlotState.IDLE, f"the server is {server}; it joins when it becomes active")
     if server not in MAY_TAKE:
@@ -72,6 +76,14 @@ def intent(
     if window_shut is not None:
         return Intent(False, Control.PAUSE, None, window_shut, waits=True)
     return Intent(True, Control.RUN)
+
+
+def suppression_lines(hashes: Iterable[bytes], domains: Iterable[str], send_key: bytes) -> set[str]:
+    """Lines of suppressions.log: whom the agent drops, and by message key what it takes back out of the MTA's queue
+    (it can't make a message key from an address hash, and its shards don't hold whom earlier agents sent to)."""
+    given = list(hashes)
+    keys = message_keys(send_key, given)
+    return {value.hex() for value in given} | {f"={key.hex()}" for key in keys} | {f"@{domain}" for domain in domains}
 
 
 def window_shut(window: SendWindow | None, at: datetime) -> str | None:

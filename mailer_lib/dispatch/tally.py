@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from mailer_lib.agent.ledger import Deferral, Final, Record
+from mailer_lib.agent.ledger import Amended, Deferral, Final, Record
 from mailer_lib.agent.replies import ReplyClass, classify
 from mailer_lib.dispatch.accounting import Tally
 from mailer_lib.terms import Outcome
@@ -40,6 +40,17 @@ def count(records: Iterable[Record], variant_of: Callable[[int], int]) -> Counte
             deferrals += 1
             rollups[variant_of(record.row), record.provider, hour_of(record.t_ms), DEFERRAL] += 1
     return Counted(Tally(dict(counts), deferrals, dict(rollups)), tuple(dead))
+
+
+def count_amended(amended: Iterable[tuple[Final, Amended]]) -> Tally:
+    """What changes when rows that were counted as the first are the second after all."""
+    counts: Counter[Outcome] = Counter()
+    rollups: Counter[tuple[int, str, datetime, str]] = Counter()
+    for before, after in amended:
+        for record, one in ((before, -1), (after, 1)):
+            counts[record.outcome] += one
+            rollups[record.variant, record.provider, hour_of(record.t_ms), record.outcome.value] += one
+    return Tally(dict(counts), 0, {key: change for key, change in rollups.items() if change})
 
 
 def is_dead_mailbox(record: Final) -> bool:

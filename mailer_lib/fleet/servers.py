@@ -45,6 +45,8 @@ class ServerSpec(BaseModel):
     mta: MtaKind = MtaKind.RELAY
     mta_log: str | None = None
     mta_spool: str | None = None
+    mta_queues: bool = False  # it gives each send a queue of its own, by the name in EHLO
+    mta_command: str | None = None  # of an Exim that isn't /usr/sbin/exim4
     smtp_host: str = "127.0.0.1"
     smtp_port: int = Field(default=25, ge=1, le=65535)
     smtp_security: SmtpSecurity = SmtpSecurity.NONE
@@ -103,6 +105,8 @@ class ServerSpec(BaseModel):
             raise ValueError(f"settling what is in doubt needs the main log of the {self.mta} MTA: give its path")
         if self.mta is MtaKind.EXIM and self.mta_spool is None:
             raise ValueError("settling what is in doubt needs Exim's spool folder: give its path")
+        if self.mta_queues and self.mta is not MtaKind.EXIM:
+            raise ValueError("a queue for each send is what an Exim beside the agent gives; this server has none")
         return self
 
 

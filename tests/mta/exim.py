@@ -49,9 +49,15 @@ keep_environment =
 log_selector = +millisec +pid +smtp_confirmation +deliver_time +queue_time +queue_time_overall +received_recipients \\
   +return_path_on_delivery +sender_on_delivery +delivery_size +smtp_connection +subject +outgoing_port \\
   +incoming_port +tls_cipher
+received_header_text = Received: by mx.test id $message_exim_id
+acl_smtp_mail = mail
 acl_smtp_rcpt = rcpt
 acl_smtp_data = data
 begin acl
+mail:
+  accept  condition = ${{if match{{$sender_helo_name}}{{\\N^s[0-9]{{1,18}}\\.queue\\.invalid$\\N}}}}
+          queue = s${{eval10:${{sg{{$sender_helo_name}}{{\\N[^0-9]\\N}}{{}}}}}}
+  accept
 rcpt:
   deny    domains = refusing.example
           message = 5.1.1 no such user here
@@ -94,6 +100,11 @@ class Exim:
     @property
     def log(self) -> Path:
         return self.folder / "log" / "mainlog"
+
+    @property
+    def command(self) -> str:
+        """Exim's, with its configuration: what an agent changes the queue with."""
+        return f"{PROGRAM} -C {self.folder / 'exim.conf'}"
 
     @property
     def spool(self) -> Path:
@@ -147,7 +158,7 @@ class Exim:
     def queued(self) -> Counter[str]:
         """Message keys in the Message-IDs of the spool, hex, with how many queue ids each has."""
         found: Counter[str] = Counter()
-        for path in (self.spool / "input").rglob("*-H"):
+        for path in self.spool.rglob("input/**/*-H"):
             match = _MESSAGE_ID.search(path.read_bytes())
             assert match is not None, path
             found[match[1].decode().lower()] += 1

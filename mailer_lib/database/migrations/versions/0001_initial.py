@@ -260,6 +260,8 @@ def upgrade() -> None:
     sa.Column('mta', Exact(8), nullable=False, comment='terms.MtaKind'),
     sa.Column('mta_log', sa.String(length=500), nullable=True, comment='main log, for settling'),
     sa.Column('mta_spool', sa.String(length=500), nullable=True, comment='spool folder, for settling'),
+    sa.Column('mta_queues', sa.Boolean(), server_default='0', nullable=False, comment='each send has a queue of its own'),
+    sa.Column('mta_command', sa.String(length=500), nullable=True, comment="of an Exim that isn't /usr/sbin/exim4"),
     sa.Column('smtp_host', Exact(253), nullable=False),
     sa.Column('smtp_port', sa.Integer(), nullable=False),
     sa.Column('smtp_security', Exact(16), nullable=False, comment='terms.SmtpSecurity'),
