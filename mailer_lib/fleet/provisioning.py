@@ -68,6 +68,7 @@ def provisioned(server: DispatchServer) -> servers.ServerSpec:
             "mta": MtaKind.EXIM,
             "mta_log": MTA_LOG,
             "mta_spool": MTA_SPOOL,
+            "mta_queues": True,
             "smtp_host": "127.0.0.1",
             "smtp_port": 25,
             "smtp_security": SmtpSecurity.NONE,
