@@ -26,13 +26,14 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from mailer_lib import secret_refs
 from mailer_lib.database import migrate
-from mailer_lib.database.engine import open_engine, read
-from mailer_lib.fleet import domains, servers
+from mailer_lib.database.engine import now, open_engine, read
+from mailer_lib.fleet import domains, server_checks, servers
 from mailer_lib.fleet.names import FleetError
+from mailer_lib.fleet.states import MAY_SEND
 from mailer_lib.secret_refs import SecretRefError
 from mailer_lib.settings import Settings, SettingsError
 from mailer_lib.shard.store import DOCTOR_HINT, store
-from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
+from mailer_lib.terms import ChannelKind, FindingLevel, MtaKind, ServerState, SmtpSecurity
 
 if TYPE_CHECKING:
     from mailer_lib.fleet.domains import SendingDomain
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 3.0
 _FREE_WARN, _FREE_FAIL = 2 * 2**30, 200 * 2**20  # a snapshot of a million recipients is about 150 MB, ledgers as much
-_IN_SERVICE = (ServerState.ACTIVE, ServerState.WARMING)
+_IN_SERVICE = MAY_SEND
+_GONE = (ServerState.RETIRED, ServerState.FENCED)
 # distribution, module; what the central side can't do without
 _PACKAGES = (
     ("alembic", "alembic"), ("cryptography", "cryptography"), ("css-inline", "css_inline"), ("duckdb", "duckdb"),
@@ -82,12 +84,16 @@ def examine(settings: Settings) -> Iterator[Finding]:
         if not any(finding.level is Level.FAIL for finding in findings):
             with read(engine) as connection:
                 fleet = servers.list_servers(connection, states=_IN_SERVICE)
+                checks = server_checks.latest_of_all(connection)
+                known = servers.list_servers(connection, states=[s for s in ServerState if s not in _GONE])
+                verified = [(server, checks.get(server.id)) for server in known]
                 sending = domains.list_domains(connection)
             yield from check_servers(settings, fleet)
+            yield from check_verified(settings, verified)
             yield from check_domains(settings, sending)
         engine.dispose()
     yield from check_public_url(settings, in_service=bool(fleet and sending))
-    yield from check_resolver()
+    yield from check_resolver(settings.dns_server)
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
@@ -241,6 +247,16 @@ def check_servers(settings: Settings, fleet: "list[DispatchServer]") -> Iterator
             yield from _secret(settings, "dispatch servers", f"{server.name}: SMTP password", server.smtp_password_ref)
 
 
+def check_verified(
+    settings: Settings, verified: "list[tuple[DispatchServer, server_checks.Check | None]]"
+) -> Iterator[Finding]:
+    """Who isn't verified, or was long ago."""
+    level = {FindingLevel.ERROR: Level.FAIL, FindingLevel.WARNING: Level.WARN, FindingLevel.INFO: Level.INFO}
+    for server, check in verified:
+        found = server_checks.overview(server, check, now(), settings.verified_for_days)
+        yield Finding("dispatch servers", level[found.level], found.text)
+
+
 def _login(server: "DispatchServer") -> Iterator[Finding]:
     if server.host_key is None:
         yield Finding(
@@ -292,16 +308,18 @@ def check_public_url(settings: Settings, *, in_service: bool) -> Iterator[Findin
         yield Finding("public URL", Level.WARN, f"{url} isn't https: RFC 8058 one-click unsubscribe needs it")
 
 
-def check_resolver() -> Iterator[Finding]:
-    """Pre-flight reads SPF, DKIM and DMARC where a resolver is there."""
+def check_resolver(dns_server: str | None = None) -> Iterator[Finding]:
+    """Pre-flight and verifications read SPF, DKIM and DMARC where a resolver is there."""
     if find_spec("dns") is None:
         yield Finding("DNS", Level.WARN, "dnspython isn't installed: pre-flight can't check SPF, DKIM, DMARC and MX")
         return
     import dns.exception
     import dns.resolver
 
+    from mailer_lib.fleet.resolver import open_resolver
+
     try:
-        resolver = dns.resolver.get_default_resolver()
+        resolver = open_resolver(dns_server) if dns_server else dns.resolver.get_default_resolver()
         resolver.resolve(".", "NS", lifetime=_TIMEOUT_S)
     except (dns.resolver.NoAnswer, dns.resolver.NXDOMAIN):
         pass  # an answer all the same

@@ -5,6 +5,7 @@ sink on localhost. Secrets are read from the environment, or from files below ``
 ``mailfleet init`` makes once; their values never appear in a repr, a log or an error.
 """
 
+import ipaddress
 import os
 import re
 import secrets
@@ -85,6 +86,20 @@ class Settings(BaseSettings):
     breaker_refused_share: Annotated[
         float, Field(gt=0, le=1, description="refusals among them that make it leave the provider alone")
     ] = 0.5
+    dns_server: Annotated[
+        str | None, Field(description="resolver that checks ask, ADDRESS or ADDRESS:PORT; the system's by default")
+    ] = None
+    blocklists: Annotated[
+        str | None, Field(description="DNS blocklists that a verification reads, by zone, with commas between")
+    ] = None
+    probe_host: Annotated[
+        str | None, Field(description="mail host whose port 25 a verification tries from each dispatch server")
+    ] = None
+    seed_address: Annotated[str | None, Field(description="where the test message of a verification is sent")] = None
+    seed_maildir: Annotated[Path | None, Field(description="Maildir in which it arrives")] = None
+    verified_for_days: Annotated[
+        int, Field(ge=1, le=365, description="doctor wants a dispatch server verified again after so many")
+    ] = 30
     approver_must_differ: Annotated[bool, Field(description="who launches a send can't approve it")] = False
     scale_automatic: Annotated[
         bool, Field(description="what the fleet_scale DAG decides is done without asking anybody")
@@ -145,6 +160,13 @@ class Settings(BaseSettings):
                 "must begin with sqlite:/// and a path, or be mysql+mysqldb://USER:PASSWORD@HOST/NAME "
                 "(MySQL and MariaDB, through mysqlclient)"
             )
+        return value
+
+    @field_validator("dns_server", mode="after")
+    @classmethod
+    def _is_a_resolver(cls, value: str | None) -> str | None:
+        if value is not None:
+            address_and_port(value)
         return value
 
     @field_validator("storage_url", mode="after")
@@ -258,6 +280,26 @@ class Settings(BaseSettings):
         if len(key) != KEY_BYTES:
             raise SettingsError(f"{path} doesn't hold 64 hexadecimal digits; restore it from the backup")
         return key
+
+
+def address_and_port(text: str, port: int = 53) -> tuple[str, int]:
+    """``192.0.2.1``, ``192.0.2.1:5353``, ``2001:db8::1`` or ``[2001:db8::1]:5353``.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    try:
+        return str(ipaddress.ip_address(text.strip("[]"))), port
+    except ValueError:
+        pass
+    host, _, number = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        address = None
+    if address is None or not (number.isascii() and number.isdecimal() and 1 <= int(number) <= 65535):
+        raise ValueError("must be an IP address, or one with a port: 192.0.2.1:53 or [2001:db8::1]:53")
+    return str(address), int(number)
 
 
 def make_key(path: Path) -> bool:

@@ -3,22 +3,27 @@
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import dns.message
 import dns.resolver
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
 from mailer_lib import doctor
-from mailer_lib.database.engine import write
+from mailer_lib.database import schema
+from mailer_lib.database.engine import now, read, write
 from mailer_lib.doctor import Finding, Level
-from mailer_lib.fleet import domains, pools, servers
+from mailer_lib.fleet import domains, pools, server_checks, servers
+from mailer_lib.fleet.findings import error
 from mailer_lib.settings import Settings, load_settings
 from mailer_lib.shard.store import store
 from mailer_lib.sink.process import start
+from mailer_lib.terms import ServerState
 from tests.conftest import Ran
+from tests.fleet.verified import pretend_verified
 from tests.support import free_port
 
 
@@ -219,6 +224,38 @@ def test_a_server_out_of_service_is_not_asked(engine: Engine, settings: Settings
     assert _wrong(list(doctor.examine(settings))) == []
 
 
+def test_who_is_not_verified_or_was_long_ago_is_told(engine: Engine, settings: Settings) -> None:
+    def said() -> list[tuple[Level, str]]:
+        with read(engine) as connection:
+            server = servers.get(connection, "mta-1")
+            verified = [(server, server_checks.latest(connection, server.id))]
+        return [(finding.level, finding.text) for finding in doctor.check_verified(settings, verified)]
+
+    _add_server(engine, channel="ssh", host="192.0.2.7")
+    never = (Level.WARN, "mta-1 was never verified: run `mailfleet server verify mta-1`")
+    assert said() == [never]
+    assert never in [(finding.level, finding.text) for finding in doctor.examine(settings)]
+    with write(engine) as connection:
+        pretend_verified(connection, "mta-1")
+        servers.set_state(connection, "mta-1", ServerState.ACTIVE, actor="ann")
+    assert [level for level, _ in said()] == [Level.INFO]
+    with write(engine) as connection:
+        connection.execute(update(schema.server_checks).values(at=now() - timedelta(days=31)))
+    ((level, text),) = said()
+    assert (level, "more than 30 days ago" in text) == (Level.WARN, True)
+    with write(engine) as connection:
+        pretend_verified(connection, "mta-1", error("ptr", "192.0.2.7 has no PTR"))
+    ((level, text),) = said()
+    assert (level, "found an error" in text) == (Level.FAIL, True)
+
+
+def test_the_mta_beside_a_local_agent_need_not_be_verified(engine: Engine, settings: Settings) -> None:
+    _add_server(engine)
+    with read(engine) as connection:
+        (finding,) = doctor.check_verified(settings, [(servers.get(connection, "mta-1"), None)])
+    assert finding.level is Level.INFO
+
+
 def test_records_and_passwords_that_are_not_there_fail(engine: Engine, settings: Settings, tmp_path: Path) -> None:
     _add_server(
         engine, smtp_port=free_port(), mta="exim", mta_log=str(tmp_path / "mainlog"), mta_spool=str(tmp_path),
@@ -252,3 +289,13 @@ def test_no_resolver_is_worth_a_remark_only(resolver: socket.socket, monkeypatch
     monkeypatch.setattr(doctor, "_TIMEOUT_S", 0.3)
     (finding,) = doctor.check_resolver()
     assert finding.level is Level.WARN
+
+
+def test_the_resolver_of_the_setting_is_the_one_that_is_asked(
+    resolver: socket.socket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns.resolver, "default_resolver", None)
+    address, port = resolver.getsockname()
+    settings = _with(settings, monkeypatch, dns_server=f"{address}:{port}")
+    (finding,) = doctor.check_resolver(settings.dns_server)
+    assert (finding.level, address in finding.text) == (Level.OK, True)

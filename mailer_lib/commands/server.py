@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from mailer_lib.commands import server_health, server_life
 from mailer_lib.commands.context import console, open_context
 from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
 
 if TYPE_CHECKING:
-    from mailer_lib.fleet.health_book import Look
+    from mailer_lib.fleet.server_checks import Check
+    from mailer_lib.fleet.servers import DispatchServer
 
 app = typer.Typer(help="Dispatch servers: where an agent runs, and the MTA that takes what it sends.")
 
@@ -50,7 +52,7 @@ def add(
     connections: Annotated[int | None, typer.Option(help="SMTP connections of each slot.  [4]")] = None,
     per_hour: Annotated[int | None, typer.Option(help="Messages an hour at most, to all providers together.")] = None,
     per_day: Annotated[int | None, typer.Option(help="Messages on a day (UTC) at most.")] = None,
-    state: Annotated[ServerState | None, typer.Option(help="[active]")] = None,
+    state: Annotated[ServerState | None, typer.Option(help="[active; behind SSH standby]")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Change a server that is there already.")] = False,
 ) -> None:
     """Add a dispatch server. Adding the same one twice changes nothing."""
@@ -77,17 +79,21 @@ def add(
 def list_(pool: Annotated[str | None, typer.Option(help="Only this sending pool.")] = None) -> None:
     """Dispatch servers, their state and their MTA."""
     from mailer_lib.database.engine import read
-    from mailer_lib.fleet import pools, servers
+    from mailer_lib.fleet import pools, server_checks, servers
 
     with open_context() as context, read(context.engine) as connection:
         pool_id = pools.get(connection, pool).id if pool else None
         found = servers.list_servers(connection, pool_id=pool_id)
-    table = Table("dispatch server", "sending pool", "state", "channel", "slots", "MTA", "per hour", "per day")
+        checks = server_checks.latest_of_all(connection)
+    table = Table(
+        "dispatch server", "sending pool", "state", "verified", "channel", "slots", "MTA", "per hour", "per day"
+    )
     for server in found:
         table.add_row(
             server.name,
             server.pool,
             server.state,
+            _verified(server, checks.get(server.id)),
             server.channel + (f" {server.host}" if server.host else ""),
             str(server.slots),
             f"{server.mta} {server.smtp_host}:{server.smtp_port}",
@@ -97,16 +103,29 @@ def list_(pool: Annotated[str | None, typer.Option(help="Only this sending pool.
     console().print(table)
 
 
+def _verified(server: "DispatchServer", check: "Check | None") -> str:
+    from mailer_lib.fleet.server_checks import why_unverified
+
+    if check is None:
+        return "never"
+    if check.errors:
+        return "failed"
+    return "no longer" if why_unverified(server, check) else f"{check.at:%Y-%m-%d}"
+
+
 @app.command()
 def show(name: Name) -> None:
     """Everything that is stored about one dispatch server."""
+    from mailer_lib.commands.server_life import print_check
     from mailer_lib.database.engine import read
-    from mailer_lib.fleet import servers
+    from mailer_lib.fleet import server_checks, servers
 
     with open_context() as context, read(context.engine) as connection:
         server = servers.get(connection, name)
+        check = server_checks.latest(connection, server.id)
     for key, value in server.model_dump(mode="json", exclude={"id", "pool_id"}).items():
         console().print(f"{key:18} {'—' if value is None else value}")
+    print_check(server, check)
 
 
 @app.command()
@@ -155,56 +174,9 @@ def key() -> None:
     console().print(login_key.public_line(load_settings()), soft_wrap=True)
 
 
-@app.command()
-def state(name: Name, state: Annotated[ServerState, typer.Argument(help="The new state.")]) -> None:
-    """Take a server in or out of service: `active` gets work, `draining` gets no new lease."""
-    from mailer_lib.database.engine import write
-    from mailer_lib.fleet import servers
-
-    with open_context() as context, write(context.engine) as connection:
-        servers.set_state(connection, name, state, actor=context.actor)
-    console().print(f"dispatch server {name}: {state}")
-
-
-@app.command()
-def health(
-    names: Annotated[list[str] | None, typer.Argument(help="Of these servers only.")] = None,
-    look: Annotated[bool, typer.Option("--look", help="Ask the servers now; else what the last look found.")] = False,
-) -> None:
-    """Queue, load, disk, clock and certificate of each server, and whether it is sick."""
-    from mailer_lib.database.engine import read
-    from mailer_lib.fleet import health_book, servers
-
-    with open_context() as context:
-        with read(context.engine) as connection:
-            for name in names or ():
-                servers.get(connection, name)
-        if look:
-            health_book.look(context.engine, context.settings, names=names or ())
-        with read(context.engine) as connection:
-            looks = health_book.latest(connection)
-            asked = [one for one in servers.list_servers(connection) if not names or one.name in names]
-    table = Table(
-        "dispatch server", "state", "health", "queued", "deferred", "oldest", "load", "disk free", "looked at"
-    )
-    for server in asked:
-        table.add_row(server.name, server.state, *_health_cells(looks.get(server.id)))
-    console().print(table)
-    for server in asked:
-        if server.id in looks and looks[server.id].health.reasons:
-            console().print(str(looks[server.id]))
-
-
-def _health_cells(found: "Look | None") -> tuple[str, ...]:
-    if found is None:
-        return ("never looked at", *["—"] * 6)
-    facts, at = found.health.facts, f"{found.at:%Y-%m-%d %H:%M} UTC"
-    if facts is None:
-        return (str(found.health.verdict), *["—"] * 5, at)
-    queue = ("—",) * 3
-    if facts.messages is not None:
-        queue = (f"{facts.messages:,}", f"{facts.deferred:,}", f"{facts.oldest_s / 60:,.0f} min")
-    return (str(found.health.verdict), *queue, f"{facts.load:.1f}", f"{facts.disk_free_share:.0%}", at)
+app.command()(server_health.health)
+for command in (server_life.verify, server_life.activate, server_life.drain, server_life.retire, server_life.state):
+    app.command()(command)
 
 
 @app.command()

@@ -51,3 +51,15 @@ def check_domain(text: str) -> str:
         return normalise_domain(text)
     except AddressError as error:
         raise FleetError(f"{text!r} isn't a host or domain name: {error}") from None
+
+
+def check_address(text: str) -> str:
+    """An IP address.
+
+    Raises:
+        FleetError: it isn't one.
+    """
+    try:
+        return str(ipaddress.ip_address(text.strip("[] ")))
+    except ValueError:
+        raise FleetError(f"{text!r} isn't an IP address") from None

@@ -9,8 +9,9 @@ from sqlalchemy import Connection, Row, func, insert, select
 
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import server_checks
-from mailer_lib.fleet.findings import Finding, is_error
-from mailer_lib.terms import FindingLevel
+from mailer_lib.fleet.findings import Finding, error, info, is_error, warning
+from mailer_lib.fleet.states import MAY_SEND, is_old
+from mailer_lib.terms import ChannelKind, FindingLevel
 
 if TYPE_CHECKING:
     from mailer_lib.fleet.servers import DispatchServer
@@ -75,6 +76,21 @@ def why_unverified(server: "DispatchServer", check: Check | None) -> str | None:
     if changed:
         return f"{server.name} has had another {', '.join(changed)} since it was verified: run {verify}"
     return None
+
+
+def overview(server: "DispatchServer", check: Check | None, at: datetime, days: int) -> Finding:
+    """One sentence for `mailfleet doctor`: whether the server is verified, and since when."""
+    sends, remote = server.state in MAY_SEND, server.channel is ChannelKind.SSH
+    why = why_unverified(server, check)
+    if why is not None:
+        if check is None and not remote:
+            return info("verified", f"{server.name} was never verified: `mailfleet server verify {server.name}`")
+        return (error if sends and remote else warning)("verified", why)
+    assert check is not None
+    when = f"{server.name} was verified on {check.at:%Y-%m-%d %H:%M} UTC"
+    if is_old(check.at, at, days):
+        return warning("verified", f"{when}, more than {days} days ago: `mailfleet server verify {server.name}`")
+    return info("verified", when)
 
 
 def _check(row: Row[Any]) -> Check:

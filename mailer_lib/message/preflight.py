@@ -114,7 +114,7 @@ def preflight(
     findings += check_messages(bundle, pem, facts.samples, tokens.send_token_key(settings.tokens(), 0))
     probe = _unsubscribe_url(settings, bundle, facts.samples[0] if facts.samples else _BARE)
     findings += preflight_net.check_unsubscribe(probe, needed=mode is SendMode.SEND)
-    findings += preflight_net.check_dns(domain, domains.public_key_of(pem) if pem else None)
+    findings += preflight_net.check_dns(domain, domains.public_key_of(pem) if pem else None, settings.dns_server)
     return _sorted(findings)
 
 

@@ -4,11 +4,14 @@ import ipaddress
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mailer_lib.fleet.domains import SendingDomain
 from mailer_lib.message.findings import Finding, error, info, warning
+
+if TYPE_CHECKING:
+    from mailer_lib.fleet.domain_dns import Published
 
 TIMEOUT_S = 5.0
 DNS_TIMEOUT_S = 2.0
@@ -49,60 +52,40 @@ def check_unsubscribe(url: str, *, needed: bool) -> Iterator[Finding]:
         )
 
 
-def check_dns(domain: SendingDomain, public_key: str | None) -> Iterator[Finding]:
+def check_dns(domain: SendingDomain, public_key: str | None, dns_server: str | None = None) -> Iterator[Finding]:
     """SPF and MX of the return path, DKIM and DMARC of the From domain, where a resolver is there."""
     if _is_reserved(domain.name):
         yield info("dns", f"DNS not checked: {domain.name} is a name reserved for examples and tests")
         return
-    import dns.exception
-    import dns.resolver
+    from mailer_lib.fleet import domain_dns
+    from mailer_lib.fleet.resolver import NoResolverError, ask, open_resolver
 
     try:
-        resolver = dns.resolver.Resolver()
-        resolver.lifetime = DNS_TIMEOUT_S
-        resolver.resolve(domain.name, "SOA", raise_on_no_answer=False)
-    except dns.resolver.NXDOMAIN:
-        pass
-    except (dns.exception.DNSException, OSError):
+        resolver = open_resolver(dns_server, timeout_s=DNS_TIMEOUT_S)
+        ask(resolver, domain.name, "SOA")
+        published = domain_dns.look_up(resolver, domain, timeout_s=DNS_TIMEOUT_S)
+    except NoResolverError:
         yield info("dns", "DNS not checked: no resolver answers here")
         return
-    yield from _check_dkim(resolver, domain, public_key)
-    import checkdmarc.dmarc
-    import checkdmarc.smtp
-    import checkdmarc.spf
-
-    options: dict[str, Any] = {"resolver": resolver, "timeout": DNS_TIMEOUT_S}
-    spf = checkdmarc.spf.check_spf(domain.return_path_domain, **options)
-    yield from _judge("SPF", domain.return_path_domain, spf, error)
-    dmarc = checkdmarc.dmarc.check_dmarc(domain.name, **options)
-    yield from _judge("DMARC", domain.name, dmarc, error)
-    mx = checkdmarc.smtp.check_mx(domain.return_path_domain, skip_tls=True, **options)
-    if not mx.get("hosts"):
-        yield warning("mx", f"{domain.return_path_domain} has no MX record, so bounces can't come back")
-
-
-def _check_dkim(resolver: Any, domain: SendingDomain, public_key: str | None) -> Iterator[Finding]:
-    import dns.exception
-
     name = f"{domain.dkim_selector}._domainkey.{domain.name}"
-    try:
-        answer = resolver.resolve(name, "TXT")
-        published = "".join(part.decode() for record in answer for part in record.strings)
-    except dns.exception.DNSException:
+    if published.dkim is None:
         yield error("dkim-dns", f"{name} isn't published; `mailfleet domain dns {domain.name}` prints the record")
-        return
-    if public_key is not None and public_key not in published.replace(" ", ""):
+    elif public_key is not None and not domain_dns.publishes_key(published.dkim, public_key):
         yield error("dkim-dns", f"{name} publishes another key than the one that signs")
     else:
         yield info("dkim-dns", f"{name} publishes the key that signs")
+    yield from _judge("SPF", domain.return_path_domain, published.spf)
+    yield from _judge("DMARC", domain.name, published.dmarc)
+    if not published.mx:
+        yield warning("mx", f"{domain.return_path_domain} has no MX record, so bounces can't come back")
 
 
-def _judge(what: str, name: str, result: Any, level: Any) -> Iterator[Finding]:
+def _judge(what: str, name: str, published: "Published") -> Iterator[Finding]:
     code = what.lower()
-    if result.get("error") or not result.get("valid", True):
-        yield level(code, f"{what} of {name}: {result.get('error') or 'not valid'}")
+    if published.error is not None:
+        yield error(code, f"{what} of {name}: {published.error}")
         return
-    for problem in result.get("warnings") or ():
+    for problem in published.warnings:
         yield warning(code, f"{what} of {name}: {problem}")
     yield info(code, f"{what} of {name} is valid")
 

@@ -21,10 +21,12 @@ from mailer_lib.message.merge import merge_fields
 from mailer_lib.message.preflight import check_alignment, check_fields, check_links, preflight
 from mailer_lib.settings import Settings
 from mailer_lib.terms import AttributeType, FindingLevel, SendMode
+from tests.fleet.dns_server import DnsServer
 from tests.message.installation import furnish, subscribe
 from tests.message.test_campaign import PAGE, YAML, write_files
 from tests.message.test_templates import campaign, page
 from tests.message.world import DOMAIN, bundle
+from tests.support import free_port
 
 GOOD = YAML + "postal_address: Strandgaten 21, Bergen\nexpires_after: 24h\ndefaults: {given_name: friend}\n"
 
@@ -201,3 +203,25 @@ def test_nothing_is_written(furnished: Engine, settings: Settings, tmp_path: Pat
     assert not (settings.storage / "bundles").exists()
     with read(furnished) as connection:
         assert connection.exec_driver_sql("SELECT COUNT(*) FROM sends").scalar() == 0
+
+
+def test_dns_is_asked_for_what_receivers_will_ask() -> None:
+    domain = SendingDomain(1, "news.fjord.test", "mf1", "file:k", "bounce.news.fjord.test", None)
+    lookup = SendingDomain(1, "news.fjord-mail.net", "mf1", "file:k", "bounce.news.fjord-mail.net", None)
+
+    def said(address: str, key: str | None = "QUJD") -> dict[str, FindingLevel]:
+        return {f.code: f.level for f in preflight_net.check_dns(lookup, key, address)}
+
+    error, warning, info = FindingLevel.ERROR, FindingLevel.WARNING, FindingLevel.INFO
+    with DnsServer(["fjord-mail.net. NS ns.fjord-mail.net."]) as server:
+        assert [f.code for f in preflight_net.check_dns(domain, "QUJD", server.address)] == ["dns"]  # .test is reserved
+        assert said(server.address) == {"dkim-dns": error, "spf": error, "dmarc": error, "mx": warning}
+        server.publish('mf1._domainkey.news.fjord-mail.net. TXT "v=DKIM1; k=rsa; p=QUJD"')
+        server.publish('bounce.news.fjord-mail.net. TXT "v=spf1 ip4:192.0.2.7 -all"')
+        server.publish("bounce.news.fjord-mail.net. MX 10 mta1.fjord-mail.net.")
+        server.publish('_dmarc.news.fjord-mail.net. TXT "v=DMARC1; p=reject"')
+        assert said(server.address) == {"dkim-dns": info, "spf": info, "dmarc": info}
+        assert said(server.address, "QUJE")["dkim-dns"] is error
+    assert [f.text for f in preflight_net.check_dns(lookup, "QUJD", f"127.0.0.1:{free_port()}")] == [
+        "DNS not checked: no resolver answers here"
+    ]
