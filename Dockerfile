@@ -12,9 +12,9 @@ RUN apt-get update \
  && python3 -m venv /opt/mailfleet
 COPY requirements.txt ./
 RUN /opt/mailfleet/bin/pip install --require-hashes -r requirements.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE requirements-agent.txt ./
 COPY mailer_lib ./mailer_lib
-COPY include/sql ./include/sql
+COPY include ./include
 RUN /opt/mailfleet/bin/pip install --no-deps .
 
 FROM debian:bookworm-slim

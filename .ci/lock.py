@@ -13,9 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 UV = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv") or "uv"
 LOCKS = {
-    "requirements.txt": ("central", "sink", "airflow", "mysql", "postgres"),
+    "requirements.txt": ("central", "sink", "airflow", "fleet", "mysql", "postgres"),
     "requirements-demo.txt": ("central", "sink", "airflow"),
-    "requirements-dev.txt": ("central", "sink", "airflow", "mysql", "postgres", "dev"),
+    "requirements-agent.txt": (),
+    "requirements-dev.txt": ("central", "sink", "airflow", "fleet", "mysql", "postgres", "dev"),
 }
 
 

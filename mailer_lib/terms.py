@@ -202,6 +202,14 @@ class ScaleState(StrEnum):
     FAILED = "failed"
 
 
+class HostOutcome(StrEnum):
+    """What a playbook, or one task of it, did on a host."""
+
+    OK = "ok"  # it was so already
+    CHANGED = "changed"
+    FAILED = "failed"
+
+
 class Weekday(StrEnum):
     MON = "mon"
     TUE = "tue"

@@ -10,6 +10,7 @@ import pwd
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +48,18 @@ class Sshd:
     def host_key(self) -> str:
         return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
 
+    def reached_as(self, jobs: Path) -> dict[str, object]:
+        """Fields of a dispatch server whose agents run on this machine, below ``jobs``."""
+        return {
+            "channel": "ssh",
+            "host": "127.0.0.1",
+            "ssh_port": self.port,
+            "ssh_user": self.user,
+            "host_key": self.host_key,
+            "agent_python": sys.executable,
+            "remote_jobs_dir": str(jobs),
+        }
+
     def authorize(self, public_line: str) -> None:
         """The one key that may log in."""
         (self.folder / "authorized_keys").write_text(public_line + "\n")
@@ -58,6 +71,9 @@ class Sshd:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "host_key")], check=True)
 
     def start(self) -> None:
+        """Unless it answers already."""
+        if self._process is not None:
+            return
         program = base_root() / "usr/sbin/sshd"
         script = (
             f"mount --bind {self._passwd} /etc/passwd && mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && "

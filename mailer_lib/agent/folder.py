@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from mailer_lib.agent.job import PROTOCOL, ControlFile, Job, Secrets
 from mailer_lib.message.bundle import Bundle
+from mailer_lib.release import release
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -86,6 +87,11 @@ class JobFolder:
         job = self.load("job.json", Job)
         if job.protocol != PROTOCOL:
             raise JobError(f"{self.path}/job.json is of protocol {job.protocol}; this agent speaks {PROTOCOL}")
+        if job.release != release():
+            raise JobError(
+                f"{self.path}/job.json was made by Mailfleet {job.release}, and this agent is {release()}: bring both "
+                f"to one release (`mailfleet server provision {job.server}`); nothing is lost meanwhile"
+            )
         return job
 
     def secrets(self) -> Secrets:

@@ -23,6 +23,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mailer_lib.release import release
 from mailer_lib.terms import Control, MtaKind, SmtpSecurity
 
 PROTOCOL = 1
@@ -84,6 +85,7 @@ class HeldProvider(ProtocolFile):
 
 class Job(ProtocolFile):
     protocol: int = PROTOCOL
+    release: str = Field(default_factory=release)  # of the centre that made it; the agent must be of the same
     job_id: str  # "<campaign>#<edition>@<server>.<slot>"
     send_id: int
     campaign: str

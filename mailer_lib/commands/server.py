@@ -180,6 +180,43 @@ for command in (server_life.verify, server_life.activate, server_life.drain, ser
 
 
 @app.command()
+def provision(
+    names: Annotated[list[str], typer.Argument(help="Dispatch servers with the channel ssh; several go on at once.")],
+    *,
+    admin_user: Annotated[str, typer.Option(help="Who logs in to install; may become root by sudo.")] = "root",
+    check: Annotated[bool, typer.Option("--check", help="Say what would change, and change nothing.")] = False,
+) -> None:
+    """Make dispatch servers out of bare Debian 12 machines, or bring them up to date: Exim, firewall, agent.
+
+    Safe to run again. A server on which agents run is refused when it would change their release.
+    """
+    from mailer_lib.fleet import provisioning
+    from mailer_lib.fleet.playbooks import PlaybookEvent
+    from mailer_lib.terms import HostOutcome
+
+    def show_event(event: PlaybookEvent) -> None:
+        if event.outcome is not HostOutcome.OK:
+            console().print(f"{event.host}: {event.task}: {event.text or event.outcome}", markup=False)
+
+    with open_context() as context:
+        results = provisioning.provision(
+            context.engine,
+            context.settings,
+            names,
+            actor=context.actor,
+            admin_user=admin_user,
+            on_event=show_event,
+            check=check,
+        )
+    for result in results.values():
+        failed = result.outcome is HostOutcome.FAILED
+        where = f" ({result.task})" if result.task else ""
+        console().print(f"{result.host}: {'failed' if failed else 'well'}: {result.sentence}{where}", markup=False)
+    if any(result.outcome is HostOutcome.FAILED for result in results.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def warmup(
     name: Name,
     ramp: Annotated[

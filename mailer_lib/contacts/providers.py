@@ -76,3 +76,8 @@ def provider_of(domain: str) -> str:
     first, *rest = domain.split(".")
     national = (len(rest) == 1 and len(rest[0]) == 2) or (len(rest) == 2 and rest[0] in _NATIONAL and len(rest[1]) == 2)
     return _BY_FIRST_LABEL.get(first, OTHER) if national else OTHER
+
+
+def domains_of(provider: str) -> tuple[str, ...]:
+    """The provider's domains in the table; national variants aren't listed. None for ``other``."""
+    return _DOMAINS.get(provider, ())

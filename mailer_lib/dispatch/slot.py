@@ -7,7 +7,8 @@ decide (docs/decisions/0602). The decisions are in ``slot_rules.py``; this modul
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Engine, func, select
@@ -19,7 +20,8 @@ from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
 from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
-from mailer_lib.dispatch.channel import Channel, LocalChannel
+from mailer_lib.dispatch.channel import Channel, ChannelUnreachableError
+from mailer_lib.dispatch.channels import open_channel
 from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.job_files import bundle_bytes, make_job
 from mailer_lib.dispatch.lease import (
@@ -50,9 +52,10 @@ from mailer_lib.dispatch.slot_rules import (
     window_closes_at,
     window_shut,
 )
+from mailer_lib.fleet import servers
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
-from mailer_lib.terms import ChannelKind, Control, Outcome, ServerState, ShardState, SnapshotState
+from mailer_lib.terms import Control, Outcome, ServerState, ShardState, SnapshotState
 
 __all__ = ["SlotProgress", "SlotReport", "SlotState", "run_slot", "worth_a_look"]
 
@@ -61,10 +64,8 @@ QUICK_TICK_S = 0.2  # while the agent runs dry, or starts
 CONTROL_REFRESH_S = 30.0  # an agent ends when control.json grows old (job.idle_exit_s)
 SAY_EVERY_S = 3.0
 RATE_WINDOW_S = 3.0
-
-
-class SlotError(RuntimeError):
-    """The slot can't be run; the sentence says why."""
+HAND_BACK_AWAY = timedelta(seconds=30)  # then others get what an unreachable server was never granted
+DISMISS_PATIENCE_S = 30.0  # for a server that is away when the slot is through
 
 
 def run_slot(
@@ -75,6 +76,7 @@ def run_slot(
     *,
     on_progress: Callable[[SlotProgress], object] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    hand_over: Callable[[], bool] = lambda: False,
     claim: str | None = None,
     stop_agent: bool = True,
     progress_every_s: float = 5.0,
@@ -86,23 +88,33 @@ def run_slot(
         on_progress: called when the state changes, and every ``progress_every_s``.
         should_stop: asked a few times a second; true ends the loop (state LEFT): the agent finishes what is in flight
             and ends, rows never granted go back. With ``stop_agent`` False the agent is left running on its grant.
+        hand_over: likewise; true ends the loop (state HANDED_OVER) for another call to go on with: the agent runs on.
         claim: of the execution this call belongs to: it is kept fresh, and when another takes it over the loop ends.
         patience: how long slots that ended may hold rows before this one stops waiting for them (state STRANDED).
 
     Raises:
         SendError, FleetError, SecretRefError: message, server, domain or a secret is missing.
-        LedgerError, ChannelError: a file is damaged.
+        LedgerError, ChannelError: a file is damaged, or the server refuses us.
     """
     with read(engine) as connection:
-        kind = connection.scalar(select(dispatch_servers.c.channel).where(dispatch_servers.c.id == slot.server_id))
+        server = servers.get(connection, slot.server)
         send = get_send(connection, send_id)
-    if kind != ChannelKind.LOCAL:
-        raise SlotError(f"{slot.server} is reached by the channel {kind}, which this release doesn't have yet")
-    folder = settings.jobs_dir / send.campaign / send.edition / slot.folder
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    runner = SlotRunner(engine, settings, send, slot, LocalChannel(folder), claim=claim)
-    runner.patience = patience
-    return runner.run(on_progress, should_stop, stop_agent=stop_agent, progress_every_s=progress_every_s)
+    with open_channel(server, settings, send, slot) as channel:
+        runner = SlotRunner(engine, settings, send, slot, channel, claim=claim)
+        runner.patience = patience
+        return runner.run(on_progress, should_stop, hand_over, stop_agent=stop_agent, progress_every_s=progress_every_s)
+
+
+@dataclass(frozen=True)
+class Away:
+    """A server that can't be reached."""
+
+    since: datetime
+    why: str
+
+    @property
+    def sentence(self) -> str:
+        return f"unreachable since {self.since:%H:%M:%S} UTC ({self.why}): its agent sends what it was granted, no more"
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,7 @@ class SlotRunner:
         self._said: SlotState | None = None
         self._held: dict[str, str] = {}  # providers that the breaker leaves alone, with its reason
         self._recent: list[tuple[float, int]] = []
+        self._away: Away | None = None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -157,6 +170,7 @@ class SlotRunner:
         self,
         on_progress: Callable[[SlotProgress], object],
         should_stop: Callable[[], bool],
+        hand_over: Callable[[], bool] = lambda: False,
         *,
         stop_agent: bool = True,
         progress_every_s: float = 5.0,
@@ -166,10 +180,23 @@ class SlotRunner:
         while True:
             if should_stop():
                 return self._leave("asked to stop", stop_agent=stop_agent)
+            if hand_over():
+                return self._end(SlotState.HANDED_OVER, "another process goes on with it")
             try:
                 self._keep_claim()
                 view = self._look()
                 ended = self._tick(view)
+                if ended is not None:
+                    return ended
+                progress = self._progress(view)
+                self._note_held(view)
+                self._away = None
+            except ChannelUnreachableError as error:
+                ended = self._unreachable(error)
+                if ended is not None:
+                    return ended
+                assert self._away is not None
+                progress = SlotProgress(self.slot.label, SlotState.WAITING, self._away.sentence, self.settled)
             except ClaimLostError as error:
                 return self._leave(str(error), stop_agent=False)
             except LeaseLostError:  # another process changed what we looked at: look again
@@ -178,20 +205,31 @@ class SlotRunner:
             except AgentFailedError as error:
                 self._give_back()
                 return self._end(SlotState.FAILED, str(error))
-            if ended is not None:
-                return ended
-            progress = self._progress(view)
             self._say(progress)
-            self._note_held(view)
             if progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
                 on_progress(progress)
                 reported = (time.monotonic(), progress.state)
-            self._sleep(should_stop)
+            self._sleep(lambda: should_stop() or hand_over())
+
+    def _unreachable(self, error: ChannelUnreachableError) -> SlotReport | None:
+        """The server is away: its agent sends what it was granted, and no more. Others take what it wasn't. Returns the
+        report when there is nothing to wait for."""
+        self._away = Away(now(), str(error)) if self._away is None else replace(self._away, why=str(error))
+        view = self._look()
+        self._renew_trackers(view)
+        if now() - self._away.since >= HAND_BACK_AWAY:
+            self._give_back()
+        if self.trackers:
+            return None
+        if view.wish.ending is not None:
+            return self._end(view.wish.ending, view.wish.reason)
+        return None if view.unsettled_shards else self._end(SlotState.DONE, self._away.sentence)
 
     def _tick(self, view: View) -> SlotReport | None:
         """One round. Returns the report when the slot is at its end."""
         if view.wish.ending is SlotState.FENCED:
-            self.keeper.end()
+            with suppress(ChannelUnreachableError):
+                self.keeper.end()
             return self._end(SlotState.FENCED, f"{view.wish.reason}; `mailfleet send lose-server` frees its rows")
         self._renew_trackers(view)
         if self.trackers:
@@ -200,6 +238,7 @@ class SlotRunner:
             self._sync(view)
             self._settle(view)
         if view.wish.may_take:
+            self.channel.is_alive()  # a server that is away gets no rows
             self._take(view)
             self._grant(view)
         if not self.trackers:
@@ -486,8 +525,8 @@ class SlotRunner:
     def _leave(self, reason: str, *, stop_agent: bool) -> SlotReport:
         """End early. A stopped agent has nothing in flight any more: all that it knew is in the ledger read last."""
         if stop_agent:
-            self.keeper.end()
             try:
+                self.keeper.end()
                 view = self._look()
                 self._renew_trackers(view)
                 self._sync(view)
@@ -498,6 +537,9 @@ class SlotRunner:
                         settle_lease(self.engine, lease_id)
             except LeaseLostError:
                 pass  # another process goes on with this slot
+            except ChannelUnreachableError as error:
+                self._give_back()
+                reason += f"; {error}. Its agent ends by itself when its grant is used up"
         return self._end(SlotState.LEFT, reason)
 
     def _give_back(self) -> None:
@@ -506,10 +548,21 @@ class SlotRunner:
 
     def _dismiss(self, view: View) -> None:
         """The slot is through: its agent ends, and the job folder keeps neither secrets nor recipients."""
-        if self.channel.is_alive():
-            self._attach()
-            self.keeper.end(lambda: self._push_control(view, complete=True))
-        self.channel.clear()
+        give_up_at = time.monotonic() + DISMISS_PATIENCE_S
+        while True:
+            try:
+                if self.channel.is_alive():
+                    self._attach()
+                    self.keeper.end(lambda: self._push_control(view, complete=True))
+                self.channel.clear()
+            except ChannelUnreachableError as error:
+                if time.monotonic() < give_up_at:
+                    time.sleep(TICK_S)
+                    continue
+                with write(self.engine) as connection:
+                    detail = {"server": self.slot.server, "why": str(error)}
+                    record(connection, f"slot:{self.slot.label}", "job.not-cleared", f"send:{view.send.ref}", detail)
+            return
 
     def _end(self, state: SlotState, reason: str = "") -> SlotReport:
         with read(self.engine) as connection:
@@ -583,11 +636,20 @@ class SlotRunner:
 
     def _sleep(self, should_stop: Callable[[], bool]) -> None:
         """Until the next look: soon when the agent waits for rows or is starting, a second otherwise."""
-        status = self._fresh_status()
-        quick = status is None or (status.dry and status.state != "paused")
+        quick = self._away is None and ((status := self._status()) is None or _wants_rows(status))
         until = time.monotonic() + (QUICK_TICK_S if quick else TICK_S)
         while (left := until - time.monotonic()) > 0 and not should_stop():
             time.sleep(min(left, QUICK_TICK_S))
-            fresh = self.channel.status()
-            if fresh is not None and fresh.dry and fresh.state != "paused":
+            if self._away is None and (fresh := self._status()) is not None and _wants_rows(fresh):
                 return
+
+    def _status(self) -> Status | None:
+        """For the pace of the loop only: the next round finds out that a server is away."""
+        try:
+            return self._fresh_status()
+        except ChannelUnreachableError:
+            return None
+
+
+def _wants_rows(status: Status) -> bool:
+    return status.dry and status.state != "paused"

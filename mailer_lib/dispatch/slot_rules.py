@@ -31,6 +31,7 @@ class SlotState(StrEnum):
     EXPIRED = "expired"
     DRAINED = "drained"  # the server takes no more; others do
     FENCED = "fenced"  # the server is given up; its leases are to be lost
+    HANDED_OVER = "handed over"  # another process goes on with the slot; its agent runs
     LEFT = "left"  # asked to end (task killed), or another execution took over
     STRANDED = "stranded"  # what is left is held by slots that ended
     FAILED = "failed"

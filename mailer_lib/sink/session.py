@@ -8,6 +8,8 @@ What differs from ``aiosmtpd.smtp.SMTP`` (1.4.6), and why:
   message.
 - Addresses are matched by a regular expression before the e-mail package's parser is asked (150 µs each).
 - Command limits are kept for each connection: in aiosmtpd one table grows with every EHLO of every connection.
+- A client that has said all may close its side (Exim does, having sent QUIT with the last dot): what it said is still
+  answered. aiosmtpd drops the answers, so that a stored message comes again.
 - ``connection_lost`` reports to the sink, which logs the end of the connection after what it still had in hand.
 """
 
@@ -50,6 +52,7 @@ class SinkSession(SMTP):
         self.receiving = False  # between DATA and its reply
         self.in_hand: asyncio.Future[Any] | None = None  # a message that is being stored
         self._held = bytearray()
+        self._reading_content = False
 
     # --- begin and end ------------------------------------------------------------------------------------------------
 
@@ -67,6 +70,14 @@ class SinkSession(SMTP):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self.watcher.lost(self)
+
+    def eof_received(self) -> bool | None:
+        waiting = bytes(self._reader._buffer)  # type: ignore[attr-defined]
+        said_all = waiting.upper().endswith(b"QUIT\r\n") and (not self._reading_content or _END in waiting)
+        if self.secure or not said_all:
+            return super().eof_received()
+        self._reader.feed_eof()
+        return True  # the transport stays open for the answers; QUIT closes it
 
     @property
     def secure(self) -> bool:
@@ -124,7 +135,9 @@ class SinkSession(SMTP):
         self.receiving = True
         try:
             await self.push("354 End data with <CR><LF>.<CR><LF>")
+            self._reading_content = True
             message = await self._read_message()
+            self._reading_content = False
             if message is None:
                 self._set_post_data_state()  # type: ignore[no-untyped-call]
                 await self.push("552 5.3.4 Error: message too big")
@@ -133,7 +146,7 @@ class SinkSession(SMTP):
             status = await self._call_handler_hook("DATA")
             self._set_post_data_state()  # type: ignore[no-untyped-call]
         finally:
-            self.receiving = False
+            self.receiving = self._reading_content = False
         await self.push(status)
 
     async def _read_message(self) -> bytes | None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import smtplib
+import socket
 import ssl
 import subprocess
 import sys
@@ -91,6 +92,18 @@ def test_the_next_envelope_may_ride_with_the_last_dot(sink: SinkProcess) -> None
         assert client.reply().startswith("221")
     assert [line["message_id"] for line in accepted(sink.mainlog)] == [f"{n}@x" for n in range(200)]
     assert len(stored(sink.maildir)) == 200
+
+
+def test_who_has_said_quit_may_close_its_side_and_is_answered(sink: SinkProcess) -> None:
+    with socket.create_connection(("127.0.0.1", sink.port), 10) as client, client.makefile("rb") as replies:
+        client.sendall(b"EHLO a.test\r\nMAIL FROM:<a@a.test>\r\nRCPT TO:<b@b.test>\r\nDATA\r\n")
+        while not replies.readline().startswith(b"354"):
+            pass
+        client.sendall(b"Subject: x\r\n\r\nHi\r\n.\r\nQUIT\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert replies.readline().startswith(b"250 2.0.0 OK id=")
+        assert replies.read() == b"221 Bye\r\n"
+    assert len(stored(sink.maildir)) == 1
 
 
 @pytest.mark.parametrize(
