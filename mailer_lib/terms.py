@@ -148,14 +148,6 @@ class ServerState(StrEnum):
     FENCED = "fenced"
 
 
-class HostOutcome(StrEnum):
-    """What a playbook, or one task of it, did on a host."""
-
-    OK = "ok"  # it was so already
-    CHANGED = "changed"
-    FAILED = "failed"
-
-
 class HostProvider(StrEnum):
     """Where the machine of a dispatch server comes from."""
 
@@ -207,6 +199,14 @@ class ScaleState(StrEnum):
     LAPSED = "lapsed"  # nobody answered in time, or it no longer holds
     APPLYING = "applying"
     APPLIED = "applied"
+    FAILED = "failed"
+
+
+class HostOutcome(StrEnum):
+    """What a playbook, or one task of it, did on a host."""
+
+    OK = "ok"  # it was so already
+    CHANGED = "changed"
     FAILED = "failed"
 
 

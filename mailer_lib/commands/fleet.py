@@ -57,14 +57,15 @@ def approve(number: Number) -> None:
     from mailer_lib.commands.errors import CommandError
     from mailer_lib.dispatch import scale_book
     from mailer_lib.dispatch.scale_apply import Applier
+    from mailer_lib.dispatch.server_builder import FleetBuilder
     from mailer_lib.fleet.hosts import source_of
     from mailer_lib.terms import ScaleState
 
     with open_context() as context:
         scale_book.approve(context.engine, number, by=context.actor)
-        hosts = source_of(context.settings)
-        applier = Applier(context.engine, context.settings, context.actor, None, hosts, console().print)
-        done = applier.apply(number)
+        engine, settings, actor, say = context.engine, context.settings, context.actor, console().print
+        builder = FleetBuilder(engine, settings, actor, say)
+        done = Applier(engine, settings, actor, builder, source_of(settings), say).apply(number)
     if done.state is not ScaleState.APPLIED:
         raise CommandError(f"decision {number} is {done.state}: {done.outcome}")
 

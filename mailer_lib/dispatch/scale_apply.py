@@ -7,23 +7,21 @@ more before anything is done, because an approval may come when the backlog is g
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
 from mailer_lib.database.engine import read, write
-from mailer_lib.database.schema import dispatch_servers, leases
-from mailer_lib.dispatch import scale_book
+from mailer_lib.database.schema import dispatch_servers
+from mailer_lib.dispatch import retiring, scale_book
 from mailer_lib.dispatch.scale_book import StoredDecision
 from mailer_lib.dispatch.server_builder import ServerBuilder
-from mailer_lib.fleet import health_book, login_key, servers
+from mailer_lib.fleet import login_key, servers
 from mailer_lib.fleet.hosts import HostsError, HostSource
 from mailer_lib.fleet.names import FleetError
+from mailer_lib.fleet.provisioning import MTA_LOG, MTA_SPOOL
 from mailer_lib.fleet.servers import DispatchServer
 from mailer_lib.secret_refs import SecretRefError
 from mailer_lib.settings import Settings
-from mailer_lib.terms import ChannelKind, LeaseState, MtaKind, ScaleAction, ScaleState, ServerState
-
-EXIM_LOG = "/var/log/exim4/mainlog"
-EXIM_SPOOL = "/var/spool/exim4"
+from mailer_lib.terms import ChannelKind, MtaKind, ScaleAction, ScaleState, ServerState
 
 
 @dataclass
@@ -100,7 +98,7 @@ class Applier:
         machine = self.hosts.create(name, helo_name=helo_name, login_key=login_key.public_line(self.settings))
         spec = servers.make_spec(
             name=name, pool=decision.pool, state=ServerState.STANDBY, channel=ChannelKind.SSH, host=machine.address,
-            host_key=machine.host_key, helo_name=helo_name, mta=MtaKind.EXIM, mta_log=EXIM_LOG, mta_spool=EXIM_SPOOL,
+            host_key=machine.host_key, helo_name=helo_name, mta=MtaKind.EXIM, mta_log=MTA_LOG, mta_spool=MTA_SPOOL,
         )  # fmt: skip
         with write(self.engine) as connection:
             if name not in {server.name for server in servers.list_servers(connection)}:
@@ -152,19 +150,9 @@ class Applier:
         return f"{server.name} is retired, and its machine is given back"
 
     def _check_empty(self, server: DispatchServer) -> None:
-        with read(self.engine) as connection:
-            held = connection.scalar(
-                select(func.count()).where(leases.c.server_id == server.id, leases.c.state == LeaseState.ACTIVE)
-            )
-        if held:
-            raise FleetError(f"{server.name} still holds rows of {held} shards")
-        if server.mta is not MtaKind.EXIM:
-            return
-        (found,) = health_book.look(self.engine, self.settings, names=(server.name,))
-        if found.health.facts is None:
-            raise FleetError(f"{server.name} can't be asked for its queue: {'; '.join(found.health.reasons)}")
-        if found.health.facts.messages:
-            raise FleetError(f"{server.name} still has {found.health.facts.messages:,} messages in its queue")
+        wrong = retiring.why_not_retire(retiring.look(self.engine, self.settings, server))
+        if wrong is not None:
+            raise FleetError(f"{server.name} stays: {wrong}")
 
     # --- small things -------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,19 @@
 """What applying a scaling decision needs of playbooks and verification, and nothing more of them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlalchemy import Engine
 
+from mailer_lib.database.engine import read
+from mailer_lib.dispatch.server_verification import verify_server
+from mailer_lib.fleet import provisioning, servers
+from mailer_lib.fleet.findings import is_error
+from mailer_lib.fleet.names import FleetError
+from mailer_lib.fleet.playbooks import HostResult, Playbook, PlaybookEvent, run_playbook
 from mailer_lib.settings import Settings
+from mailer_lib.terms import HostOutcome
 
 
 class ServerBuilder(Protocol):
@@ -29,10 +37,46 @@ class ServerBuilder(Protocol):
         """Stop its MTA and agent. Called only when its queue is empty.
 
         Raises:
-            FleetError: it can't be reached, or holds something after all.
+            FleetError: it can't be reached, or the playbook fails.
         """
 
 
-def builder_of(engine: Engine, settings: Settings, *, actor: str, say: Callable[[str], object]) -> ServerBuilder | None:
-    """Whoever sets up servers here; None where Ansible isn't installed."""
-    return None
+@dataclass(frozen=True)
+class FleetBuilder:
+    """The playbooks by Ansible, and the verification over SSH."""
+
+    engine: Engine
+    settings: Settings
+    actor: str
+    say: Callable[[str], object]
+
+    def provision(self, name: str) -> None:
+        results = provisioning.provision(self.engine, self.settings, [name], actor=self.actor, on_event=self._tell)
+        _check(results[name], "provisioned")
+
+    def verify(self, name: str) -> None:
+        done = verify_server(self.engine, self.settings, name, actor=self.actor)
+        wrong = [finding for finding in done.check.findings if is_error(finding)]
+        for finding in wrong:
+            for line in finding.publish:
+                self.say(f"publish: {line}")
+        if wrong:
+            raise FleetError(
+                f"{name} may not send yet: {'; '.join(finding.text for finding in wrong)}. "
+                f"`mailfleet server verify {name}` shows the records to publish"
+            )
+
+    def retire(self, name: str) -> None:
+        with read(self.engine) as connection:
+            host = provisioning.playbook_host(connection, servers.get(connection, name))
+        _check(run_playbook(self.settings, Playbook.RETIRE, [host], on_event=self._tell)[name], "retired")
+
+    def _tell(self, event: PlaybookEvent) -> None:
+        if event.outcome is not HostOutcome.OK:
+            self.say(f"{event.host}: {event.task}: {event.text or event.outcome}")
+
+
+def _check(result: HostResult, what: str) -> None:
+    if result.outcome is HostOutcome.FAILED:
+        where = f" (task {result.task})" if result.task else ""
+        raise FleetError(f"{result.host} can't be {what}: {result.sentence}{where}")

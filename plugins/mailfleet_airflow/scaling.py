@@ -93,7 +93,7 @@ def look_at_pools() -> list[dict[str, Any]]:
 @task(task_id="apply", map_index_template="{{ decision['title'] }}")
 def apply_decision(decision: dict[str, Any]) -> str:
     from mailer_lib.dispatch.scale_apply import Applier
-    from mailer_lib.dispatch.server_builder import builder_of
+    from mailer_lib.dispatch.server_builder import FleetBuilder
     from mailer_lib.fleet.hosts import source_of
 
     if decision["state"] not in (ScaleState.APPROVED, ScaleState.APPLYING):
@@ -101,7 +101,7 @@ def apply_decision(decision: dict[str, Any]) -> str:
         return decision["state"]
     engine, settings = installation()
     actor = f"airflow:{get_current_context()['dag_run'].run_id}"
-    builder = builder_of(engine, settings, actor=actor, say=log.info)
+    builder = FleetBuilder(engine, settings, actor, log.info)
     done = Applier(engine, settings, actor, builder, source_of(settings), log.info).apply(decision["id"])
     if done.state is ScaleState.FAILED:  # stored with its cause: the next look decides anew
         raise AirflowFailException(f"{done.title}: {done.outcome}")

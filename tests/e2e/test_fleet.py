@@ -156,7 +156,8 @@ def provision(company: Company, names: list[str]) -> None:
     started = time.monotonic()
     key = company.command("server", "key")
     for host in company.fleet.hosts:
-        host.write("/root/.ssh/authorized_keys", key, mode=0o600)
+        theirs = (company.fleet.folder / "key.pub").read_text()
+        host.write("/root/.ssh/authorized_keys", theirs + key, mode=0o600)
         company.command(
             *("server", "add", host.name, "--pool", "main", "--channel", "ssh", "--host", host.address),
             *("--helo-name", f"{host.name}.fleet.test", "--state", "standby"),
