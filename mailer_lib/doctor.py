@@ -17,6 +17,7 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
@@ -30,6 +31,7 @@ from mailer_lib.database.engine import now, open_engine, read
 from mailer_lib.fleet import domains, server_checks, servers
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.fleet.states import MAY_SEND
+from mailer_lib.release import release
 from mailer_lib.secret_refs import SecretRefError
 from mailer_lib.settings import Settings, SettingsError
 from mailer_lib.shard.store import DOCTOR_HINT, store
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from mailer_lib.fleet.servers import DispatchServer
 
 _TIMEOUT_S = 3.0
+_LOGIN_S = 20.0  # Python starts there
 _FREE_WARN, _FREE_FAIL = 2 * 2**30, 200 * 2**20  # a snapshot of a million recipients is about 150 MB, ledgers as much
 _IN_SERVICE = MAY_SEND
 _GONE = (ServerState.RETIRED, ServerState.FENCED)
@@ -225,7 +228,7 @@ def check_servers(settings: Settings, fleet: "list[DispatchServer]") -> Iterator
         yield Finding("dispatch servers", Level.WARN, "none is active: add one with `mailfleet server add`")
     for server in fleet:
         if server.channel is ChannelKind.SSH:
-            yield from _login(server)
+            yield from _login(settings, server)
             continue
         try:
             banner = smtp_banner(
@@ -257,15 +260,29 @@ def check_verified(
         yield Finding("dispatch servers", level[found.level], found.text)
 
 
-def _login(server: "DispatchServer") -> Iterator[Finding]:
-    if server.host_key is None:
+def _login(settings: Settings, server: "DispatchServer") -> Iterator[Finding]:
+    """We are let in, and what is installed there is of this release."""
+    from mailer_lib.fleet import ssh
+
+    ask = f"{quote(server.agent_python)} -P -c 'from mailer_lib.release import release; print(release())'"
+    try:
+        there = ssh.run(server, settings, ask, timeout_s=_LOGIN_S)
+    except (ssh.SshError, FleetError, SecretRefError) as error:
+        yield Finding("dispatch servers", Level.FAIL, str(error))
+        return
+    provision = f"`mailfleet server provision {server.name}` installs it"
+    if there.status != 0:
+        yield Finding("dispatch servers", Level.FAIL, f"{server.name}: the agent isn't on {server.host}; {provision}")
+    elif there.stdout.strip() != release():
         yield Finding(
             "dispatch servers",
             Level.FAIL,
-            f"{server.name}: no host key is pinned, so nobody logs in; `mailfleet server pin {server.name}`",
+            f"{server.name}: {server.host} has Mailfleet {there.stdout.strip()[:40]}, this is {release()}; {provision}",
         )
     else:
-        yield Finding("dispatch servers", Level.INFO, f"{server.name}: on {server.host}, its MTA is checked there")
+        yield Finding(
+            "dispatch servers", Level.OK, f"{server.name}: {server.host} lets us in and has Mailfleet {release()}"
+        )
 
 
 def check_domains(settings: Settings, sending: "list[SendingDomain]") -> Iterator[Finding]:

@@ -212,7 +212,7 @@ def test_a_send_of_two_thousand_with_the_network_cut_in_its_middle_balances(
     with start(tmp_path / "sinks", fsync=False) as sink:
         equip(world, sink)
         jobs = over_ssh(world, sshd)
-        send_id = ready_send(world, [250] * 8, pace_per_s=150.0)
+        send_id = ready_send(world, [250] * 8, pace_per_s=250.0)
         slot = Running(world, send_id, world.slot())
         slot.until(lambda said: said.settled >= 300)
         (agent,) = agents(jobs)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select
 
+from mailer_lib import doctor
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import audit_log
 from mailer_lib.fleet import host_keys, login_key, pools, servers, ssh
 from mailer_lib.fleet.names import FleetError
+from mailer_lib.release import release
 from mailer_lib.settings import Settings
 from tests.conftest import Ran
 from tests.sshd import Sshd
@@ -28,7 +30,7 @@ def sshd(tmp_path: Path, settings: Settings) -> Iterator[Sshd]:
 
 
 def store(engine: Engine, **values: object) -> servers.DispatchServer:
-    spec = servers.make_spec(name="mta-1", pool="main", helo_name="mta1.example", channel="ssh", **values)
+    spec = servers.make_spec(name="mta-1", pool="main", helo_name="mta1.example", **{"channel": "ssh", **values})
     with write(engine) as connection:
         pools.ensure(connection, "main", actor="test")
         servers.add(connection, spec, actor="test", replace=True)
@@ -64,6 +66,21 @@ def test_a_host_that_does_not_know_our_key_and_one_that_is_away_are_told_apart(
     sshd.stop()
     with pytest.raises(ssh.SshUnreachableError, match="can't be reached"):
         ssh.run(server, settings, "true")
+
+
+def test_the_doctor_logs_in_and_compares_the_release(
+    sshd: Sshd, sqlite_engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def finding(server: servers.DispatchServer) -> str:
+        (found,) = doctor.check_servers(settings, [server])
+        return f"{found.level}: {found.text}"
+
+    there = store(sqlite_engine, **sshd.reached_as(tmp_path / "jobs"))
+    assert finding(there).startswith(f"ok: mta-1: 127.0.0.1 lets us in and has Mailfleet {release()}")
+    assert "FAIL: mta-1: the agent isn't on" in finding(there.model_copy(update={"agent_python": "/nowhere"}))
+    assert "FAIL: no host key is pinned for mta-1" in finding(there.model_copy(update={"host_key": None}))
+    monkeypatch.setattr(doctor, "release", lambda: "9.9")
+    assert "this is 9.9" in finding(there)
 
 
 def test_a_key_is_pinned_after_its_fingerprint_was_compared(
