@@ -1,6 +1,8 @@
 """Gathering facts: real questions to a DNS server, and the script that runs on the server, here beside a sink."""
 
+import ipaddress
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,6 +190,19 @@ def test_a_server_without_a_pinned_key_is_not_asked(settings: Settings) -> None:
     )  # type: ignore[arg-type]  # fmt: skip
     with pytest.raises(ProbeError, match="no host key is pinned for mta-1"):
         script_runner(server, settings)("pass")
+
+
+def test_the_addresses_of_this_machine_are_those_that_others_can_reach() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        try:
+            out.connect(("192.0.2.1", 9))  # nothing is sent
+            towards_others = [out.getsockname()[0]]
+        except OSError:
+            towards_others = []  # no route
+    found = probe.own_addresses(ipv6=False)
+    assert set(towards_others) <= set(found)
+    assert not [address for address in found if ipaddress.ip_address(address).is_loopback or ":" in address]
+    assert set(found) <= set(probe.own_addresses(ipv6=True))
 
 
 def test_queued_messages_are_counted_in_every_named_queue(tmp_path: Path) -> None:
