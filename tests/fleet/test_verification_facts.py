@@ -217,7 +217,7 @@ def test_queued_messages_are_counted_in_every_named_queue(tmp_path: Path) -> Non
 
 
 def test_a_seed_box_finds_what_arrives_and_no_more(tmp_path: Path) -> None:
-    message = make_message(DOMAIN, "seed@box.test", "mta-1", datetime.now(UTC))
+    message, second = (make_message(DOMAIN, "seed@box.test", "mta-1", datetime.now(UTC)) for _ in range(2))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "1").write_bytes(b"Subject: other\r\n\r\nx")
     box = MaildirSeedBox("seed@box.test", tmp_path)
@@ -226,7 +226,12 @@ def test_a_seed_box_finds_what_arrives_and_no_more(tmp_path: Path) -> None:
     def arrive(seconds: float) -> None:
         head = b"Received: from mta1.fjord.test ([IPv6:2001:db8::7]) by box with ESMTPS\r\n"
         (tmp_path / "new" / "2").write_bytes(head + message.data)
+        (tmp_path / "new" / "3").write_bytes(head + second.data)
 
-    found = wait_for(box, [message.message_id], 10.0, sleep=arrive)
+    found = wait_for(box, [message.message_id, second.message_id], 10.0, sleep=arrive)
+    assert {message_id: data.endswith(second.data) for message_id, (data, _) in found.items()} == {
+        message.message_id: False,
+        second.message_id: True,
+    }
     seen = examine(DOMAIN, *found[message.message_id], lambda name: None)
     assert (seen.arrived, seen.peer, seen.tls, seen.dkim) == (True, "2001:db8::7", True, "without a DKIM signature")
