@@ -153,7 +153,7 @@ def gather(
     facts = Facts(
         helo_name=server.helo_name, pool=server.pool, own_mta=own_mta, needs_source=False, host=None, host_problem=None,
         dns_problem=None, helo_addresses=(), sources=(), domains=(), blocklists=(), seeds=(), outgoing=tuple(outgoing),
-        public_url=str(settings.public_url),
+        public_url=str(settings.public_url), has_seed_box=seed_box is not None,
     )  # fmt: skip
     try:
         query = host_query(server, settings, options.sources, options.probe_host or settings.probe_host)

@@ -155,12 +155,13 @@ def disk(path: str) -> dict[str, Any]:
 def own_addresses(*, ipv6: bool) -> list[str]:
     """This machine's addresses that others can reach."""
     said = subprocess.run(["ip", "-j", "address", "show", "scope", "global", "up"], capture_output=True, check=False)
+    families = ("inet", "inet6") if ipv6 else ("inet",)
     found = []
     for link in json.loads(said.stdout or b"[]"):
         for address in link.get("addr_info", ()):
             if address.get("deprecated") or address.get("temporary") or link.get("ifname") == "lo":
                 continue
-            if address["family"] == "inet" or (ipv6 and address["family"] == "inet6"):
+            if address.get("family") in families:  # what the scope filters out is there as {}
                 found.append(address["local"])
     return found
 

@@ -106,6 +106,7 @@ class Facts:
     domains: tuple[SendingDomainFacts, ...]
     blocklists: tuple[Blocklist, ...]
     seeds: tuple[SeedResult, ...]
+    has_seed_box: bool
     outgoing: tuple[str, ...]  # names of every server in SPF, as `mailfleet domain dns` has them
     public_url: str
 
@@ -132,7 +133,8 @@ def judge(facts: Facts, at: datetime) -> list[Finding]:
                 warning("domains", f"no sending domain to check: none is stored for the sending pool {facts.pool}")
             )
         found += check_blocklists(facts.blocklists)
-    found += judge_seed(facts.seeds, [source.address for source in facts.sources])
+    if facts.seeds or not facts.has_seed_box:  # else its MTA, its domains or DNS is at fault, and said already
+        found += judge_seed(facts.seeds, [source.address for source in facts.sources])
     return in_order(found)
 
 

@@ -24,6 +24,7 @@ from mailer_lib.fleet.findings import Finding, error, info, warning
 _HEAD_BYTES = 64 * 1024
 _PEER = re.compile(r"\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]")
 _TLS = re.compile(r"\bwith (?:UTF8)?E?SMTPSA?\b|\bTLS", re.IGNORECASE)
+_MESSAGE_ID = re.compile(rb"^message-id:\s*(<[^>\s]+>)", re.IGNORECASE | re.MULTILINE)
 _LOOK_EVERY_S = 0.25
 _SILENT = logging.Logger("dkim", logging.CRITICAL)  # dkimpy logs what is a finding here
 
@@ -41,22 +42,20 @@ class MaildirSeedBox:
     def __init__(self, address: str, maildir: Path) -> None:
         self.address = address
         self._maildir = maildir
-        self._seen: set[Path] = set()
+        self._ids: dict[Path, str] = {}  # what was read already
 
     def find(self, message_id: str) -> bytes | None:
-        wanted = message_id.encode()
         for folder in ("new", "cur"):
             for path in (self._maildir / folder).glob("*"):
-                if path in self._seen:
-                    continue
                 try:
-                    with path.open("rb") as file:
-                        there = wanted in file.read(_HEAD_BYTES)
-                    if there:
+                    if path not in self._ids:
+                        with path.open("rb") as file:
+                            found = _MESSAGE_ID.search(file.read(_HEAD_BYTES))
+                        self._ids[path] = found[1].decode("ascii", "replace") if found else ""
+                    if self._ids[path] == message_id:
                         return path.read_bytes()
                 except OSError:
                     continue  # a reader moved it: it is found under its new name
-                self._seen.add(path)
         return None
 
 

@@ -47,6 +47,7 @@ GOOD = Facts(
     dns_problem=None, helo_addresses=("192.0.2.7",), sources=(SOURCE,),
     domains=(SendingDomainFacts(PUBLISHED, "QUJD"),), blocklists=(Blocklist("bl.test", None),), seeds=(SEED,),
     outgoing=("mta1.fjord.test",), public_url="https://links.fjord.test/",
+    has_seed_box=True,
 )  # fmt: skip
 
 ERROR, WARNING = FindingLevel.ERROR, FindingLevel.WARNING
@@ -160,7 +161,7 @@ DKIM_LINE = 'mf1._domainkey.news.fjord.test. 3600 IN TXT "v=DKIM1; k=rsa; p=QUJD
             {"blocklists": (Blocklist("bl.test", None, ("192.0.2.7",)),)},
             ERROR, "blocklists", "192.0.2.7 is on bl.test", (),
         ),
-        ({"seeds": ()}, WARNING, "seed", "no test message was sent", ()),
+        ({"seeds": (), "has_seed_box": False}, WARNING, "seed", "no test message was sent", ()),
         (seed(refused="550 no", arrived=False), ERROR, "seed", "was refused by its own MTA: 550 no", ()),
         (seed(arrived=False, waited_s=90.0), ERROR, "seed", "didn't arrive within 90 s", ()),
         (seed(dkim="without a DKIM signature"), ERROR, "seed", "arrived, but without a DKIM signature", ()),
@@ -197,6 +198,11 @@ def test_somebody_elses_relay_has_a_name_and_a_certificate_of_its_own() -> None:
     relay = replace(MTA, banner="smtp.relay.test ready", certificate=None)
     facts = replace(GOOD, own_mta=False, host=replace(HOST, mta=relay, tls=None, outbound=()))
     assert wrong(facts) == []
+
+
+def test_a_message_that_could_not_be_sent_is_not_asked_for_again() -> None:
+    facts = replace(GOOD, host=replace(HOST, mta=Greeting("connection refused")), seeds=())
+    assert [finding.check for finding in wrong(facts)] == ["mta"]
 
 
 def test_errors_come_first_and_nothing_twice() -> None:

@@ -1,6 +1,8 @@
 """Gathering facts: real questions to a DNS server, and the script that runs on the server, here beside a sink."""
 
+import ipaddress
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -190,6 +192,19 @@ def test_a_server_without_a_pinned_key_is_not_asked(settings: Settings) -> None:
         script_runner(server, settings)("pass")
 
 
+def test_the_addresses_of_this_machine_are_those_that_others_can_reach() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        try:
+            out.connect(("192.0.2.1", 9))  # nothing is sent
+            towards_others = [out.getsockname()[0]]
+        except OSError:
+            towards_others = []  # no route
+    found = probe.own_addresses(ipv6=False)
+    assert set(towards_others) <= set(found)
+    assert not [address for address in found if ipaddress.ip_address(address).is_loopback or ":" in address]
+    assert set(found) <= set(probe.own_addresses(ipv6=True))
+
+
 def test_queued_messages_are_counted_in_every_named_queue(tmp_path: Path) -> None:
     for folder in ("input/a", "s7/input/b", "bounces/input"):
         (tmp_path / folder).mkdir(parents=True)
@@ -202,7 +217,7 @@ def test_queued_messages_are_counted_in_every_named_queue(tmp_path: Path) -> Non
 
 
 def test_a_seed_box_finds_what_arrives_and_no_more(tmp_path: Path) -> None:
-    message = make_message(DOMAIN, "seed@box.test", "mta-1", datetime.now(UTC))
+    message, second = (make_message(DOMAIN, "seed@box.test", "mta-1", datetime.now(UTC)) for _ in range(2))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "1").write_bytes(b"Subject: other\r\n\r\nx")
     box = MaildirSeedBox("seed@box.test", tmp_path)
@@ -211,7 +226,12 @@ def test_a_seed_box_finds_what_arrives_and_no_more(tmp_path: Path) -> None:
     def arrive(seconds: float) -> None:
         head = b"Received: from mta1.fjord.test ([IPv6:2001:db8::7]) by box with ESMTPS\r\n"
         (tmp_path / "new" / "2").write_bytes(head + message.data)
+        (tmp_path / "new" / "3").write_bytes(head + second.data)
 
-    found = wait_for(box, [message.message_id], 10.0, sleep=arrive)
+    found = wait_for(box, [message.message_id, second.message_id], 10.0, sleep=arrive)
+    assert {message_id: data.endswith(second.data) for message_id, (data, _) in found.items()} == {
+        message.message_id: False,
+        second.message_id: True,
+    }
     seen = examine(DOMAIN, *found[message.message_id], lambda name: None)
     assert (seen.arrived, seen.peer, seen.tls, seen.dkim) == (True, "2001:db8::7", True, "without a DKIM signature")
