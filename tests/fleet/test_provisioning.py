@@ -141,6 +141,18 @@ def test_a_failure_is_a_sentence_without_secrets(result: dict[str, object], sent
     assert watch.results("failed")["a"] == HostResult("a", HostOutcome.FAILED, sentence, "Do it")
 
 
+def test_what_changed_behind_no_log_counts() -> None:
+    watch = _Watch(["a", "b"], [], lambda event: None)
+    hidden = {"host": "a", "task": "Write a key", "res": {"censored": "hidden"}}
+    watch.on_event({"event": "runner_on_ok", "event_data": hidden})
+    stats = {"processed": {"a": 1, "b": 1}, "changed": {"a": 1}}
+    watch.on_event({"event": "playbook_on_stats", "event_data": stats})
+    assert watch.results("successful") == {
+        "a": HostResult("a", HostOutcome.CHANGED, "1 thing changed"),
+        "b": HostResult("b", HostOutcome.OK, "nothing to change"),
+    }
+
+
 def test_a_run_that_reached_no_host_says_why() -> None:
     watch = _Watch(["a"], [], lambda event: None)
     watch.on_event({"event": "error", "stdout": "the playbook can't be parsed"})
