@@ -22,11 +22,12 @@ test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
 	$(PY) -m pytest -n 2 --dist worksteal --durations 40 -m "not airflow" $(ARGS)
 	$(PY) -m pytest --durations 12 -m airflow $(ARGS)  # each of these keeps two cores busy by itself
 
-lint: setup  ## ruff, mypy --strict, import-linter
+lint: setup  ## ruff, mypy --strict, import-linter, ansible-lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict mailer_lib
 	.venv/bin/lint-imports
+	cd include/playbooks && PATH="$(CURDIR)/.venv/bin:$$PATH" ansible-lint -q --offline --profile production .
 
 fmt: setup  ## format, and fix what ruff can
 	.venv/bin/ruff format .

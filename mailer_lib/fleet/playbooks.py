@@ -189,7 +189,8 @@ class _Watch:
         texts = {text for secret in hidden for text in (secret, *secret.splitlines())}
         self._hidden = sorted((text for text in texts if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
         self._on_event = on_event
-        self._changed = dict.fromkeys(hosts, 0)
+        self._hosts = tuple(hosts)
+        self._changed: dict[str, int] = dict.fromkeys(hosts, 0)
         self._failed: dict[str, PlaybookEvent] = {}
         self._ended: set[str] = set()
         self._words = ""
@@ -199,7 +200,8 @@ class _Watch:
         host, result = data.get("host"), data.get("res") or {}
         if kind == "playbook_on_stats":
             self._ended = set(data.get("processed") or ())
-        elif host in self._changed and kind in {"runner_on_ok", "runner_on_failed", "runner_on_unreachable"}:
+            self._changed |= data.get("changed") or {}  # counts what no_log hides, too
+        elif host in self._hosts and kind in {"runner_on_ok", "runner_on_failed", "runner_on_unreachable"}:
             self._ended_task(kind, data, host, result)
         elif kind in {"error", "warning", "verbose", ""} and event.get("stdout"):
             self._words = self._cleared(str(event["stdout"]))
@@ -222,7 +224,7 @@ class _Watch:
     def results(self, status: str) -> dict[str, HostResult]:
         if not self._ended and not self._failed:
             raise FleetError(f"Ansible ended ({status}) before it reached a host: {self._words or 'it said nothing'}")
-        return {host: self._result(host, status) for host in self._changed}
+        return {host: self._result(host, status) for host in self._hosts}
 
     def _result(self, host: str, status: str) -> HostResult:
         failure = self._failed.get(host)
