@@ -16,7 +16,7 @@ from mailer_lib.agent.job import ControlFile, LeaseGrant, Limits, Status
 from mailer_lib.contacts.consent import active_suppressions_since
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
+from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import AgentFailedError, AgentKeeper
 from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
 from mailer_lib.dispatch.channel import Channel, LocalChannel
@@ -186,7 +186,7 @@ class SlotRunner:
             if progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
                 on_progress(progress)
                 reported = (time.monotonic(), progress.state)
-            self._sleep(should_stop)
+            self._sleep(view, should_stop)
 
     def _tick(self, view: View) -> SlotReport | None:
         """One round. Returns the report when the slot is at its end."""
@@ -197,6 +197,8 @@ class SlotRunner:
         if self.trackers:
             self._prepare(view)
             self._push_suppressions(view)
+            self._put_shards()
+            self._push_control(view)  # before ledgers are read: on a busy disk that took 3 s, and a pause waited for it
             self._sync(view)
             self._settle(view)
         if view.wish.may_take:
@@ -568,8 +570,9 @@ class SlotRunner:
             say(self.engine, self.send_id, self.slot, progress)
             self._said, self._said_at = progress.state, at
 
-    def _sleep(self, should_stop: Callable[[], bool]) -> None:
-        """Until the next look: soon when the agent waits for rows or is starting, a second otherwise."""
+    def _sleep(self, view: View, should_stop: Callable[[], bool]) -> None:
+        """Until the next look: soon when the agent waits for rows or is starting, at once when an operator said
+        something, a second otherwise."""
         status = self._fresh_status()
         quick = status is None or (status.dry and status.state != "paused")
         until = time.monotonic() + (QUICK_TICK_S if quick else TICK_S)
@@ -578,3 +581,13 @@ class SlotRunner:
             fresh = self.channel.status()
             if fresh is not None and fresh.dry and fresh.state != "paused":
                 return
+            if self._has_news(view):
+                return
+
+    def _has_news(self, view: View) -> bool:
+        """Whether an operator said something since that look."""
+        with read(self.engine) as connection:
+            said = connection.execute(
+                select(sends.c.state, sends.c.control, sends.c.pace_per_s).where(sends.c.id == self.send_id)
+            ).one()
+        return tuple(said) != (view.send.state, view.send.control, view.send.pace_per_s)
