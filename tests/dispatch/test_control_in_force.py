@@ -62,7 +62,7 @@ class Sending:
     def accepted(self) -> list[tuple[float, str]]:
         """(Unix seconds, message key in hex), in order."""
         return [
-            (datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S.%f").timestamp(), found[2])  # noqa: DTZ007 - local time
+            (datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S.%f").timestamp(), found[2])  # local time
             for found in ACCEPTED.finditer(self.sink.mainlog.read_text())
         ]
 
