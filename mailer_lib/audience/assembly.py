@@ -26,6 +26,7 @@ from mailer_lib.audience.people import Freezing, shard_numbers
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
 from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, group_count, range_folder, read_done
 from mailer_lib.audience.slicing import Dealer, threshold
+from mailer_lib.audience.zoning import Part, Zoning
 from mailer_lib.database.engine import now
 from mailer_lib.identity import message_keys
 from mailer_lib.settings import Settings
@@ -52,6 +53,8 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
     tally = _Tally([0] * len(plan.inputs.weights))
     wanted = plan.inputs.test_slice
     dealer = None if wanted is None else Dealer(threshold(wanted, runs.keys()), plan.inputs.weights)
+    zones = plan.inputs.zones
+    zoning = None if zones is None else Zoning(zones, plan.as_of, runs.shard_count)
     entries: list[ShardEntry] = []
     with (
         _late_file(folder, tally) as late,
@@ -70,7 +73,9 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
             if frozen.rows.num_rows:
                 cut, slice_rows = dealer.cut(frozen.rows) if dealer is not None else (frozen.rows, None)
                 tally.add_frozen(cut)
-                entries.extend(writers.start(partial(_write_frozen, folder, number, cut, slice_rows)))
+                whole = Part(number, None, cut, slice_rows)
+                for part in [whole] if zoning is None else zoning.parts(number, cut, slice_rows):
+                    entries.extend(writers.start(partial(_write_frozen, folder, *part)))
         entries.extend(writers.rest())
         entries.sort(key=lambda entry: entry.number)
         ranges: list[FileEntry] = []
@@ -124,12 +129,12 @@ def _clear(folder: Path) -> None:
     (folder / EXCLUDED_FOLDER).mkdir()
 
 
-def _write_frozen(folder: Path, number: int, rows: pa.Table, slice_rows: int | None) -> ShardEntry:
+def _write_frozen(folder: Path, number: int, zone: str | None, rows: pa.Table, slice_rows: int | None) -> ShardEntry:
     path = folder / f"shard={number:04d}" / "part-0.parquet"
     checksum = write_shard(path, rows)
     sync_folder(path.parent)
     name = str(path.relative_to(folder))
-    return ShardEntry(number=number, path=name, rows=rows.num_rows, sha256=checksum, slice_rows=slice_rows)
+    return ShardEntry(number=number, path=name, rows=rows.num_rows, sha256=checksum, slice_rows=slice_rows, zone=zone)
 
 
 def _write_excluded(folder: Path, name: str, table: pa.Table) -> FileEntry:

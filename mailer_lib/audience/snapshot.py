@@ -81,6 +81,7 @@ def plan_snapshot(
     criteria_name: str = "",
     exclude: Exclude = Exclude(),  # noqa: B008  frozen
     test_slice: Slice | None = None,
+    zones: str | None = None,
 ) -> SnapshotPlan:
     """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
 
@@ -96,6 +97,7 @@ def plan_snapshot(
         criteria_name: under which ``rules`` are stored, for the manifest.
         exclude: whom the campaign leaves out.
         test_slice: whom to send to first; the rest gets the variant that a person decides on then.
+        zones: part the shards by the recipients' time zones; this one for who has none.
 
     Raises:
         SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out, what
@@ -118,6 +120,7 @@ def plan_snapshot(
         attributes=used_attributes(attributes, known.attributes),
         weights=check_weights(weights),
         test_slice=test_slice,
+        zones=zones,
     )
 
     if behaviours(parse(rules, known), *_excluded(exclude, known)):

@@ -29,14 +29,13 @@ from mailer_lib.dispatch.lease import (
     hand_back,
     leases_of_slot,
     next_grant,
-    parked,
     settle_lease,
     take_lease,
 )
 from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
-from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, say, worth_a_look
+from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, say, shards_left, worth_a_look
 from mailer_lib.dispatch.slot_rules import (
     FIRST_RATE_PER_S,
     WINDOW_FACTOR,
@@ -47,9 +46,8 @@ from mailer_lib.dispatch.slot_rules import (
     intent,
     next_rate,
     wants_lease,
-    window_closes_at,
-    window_shut,
 )
+from mailer_lib.dispatch.zones import Zones
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
 from mailer_lib.terms import ChannelKind, Control, Outcome, ServerState, ShardState, SnapshotState
@@ -113,11 +111,16 @@ class View:
     wish: Intent
     leases: list[Lease]
     limits: Limits
-    open_shards: int  # that a slot could take
+    open_shards: int  # that a slot could take now
     unsettled_shards: int  # but those that are parked
     parked_shards: int  # that wait for a decision
     caps: tuple[Cap, ...]  # of the server
+    zones: Zones
     at: datetime
+
+
+def _unix(at: datetime | None) -> float | None:
+    return at.timestamp() if at is not None else None
 
 
 class SlotRunner:
@@ -219,33 +222,23 @@ class SlotRunner:
             server_state = connection.scalar(
                 select(dispatch_servers.c.state).where(dispatch_servers.c.id == self.slot.server_id)
             )
-            counted = connection.execute(
-                select(shards.c.state, func.count())
-                .where(shards.c.send_id == self.send_id, shards.c.state != ShardState.SETTLED)
-                .group_by(shards.c.state)
-            ).all()
-            by_state: dict[str, int] = {row[0]: row[1] for row in counted}
-            waiting = connection.scalar(
-                select(func.count()).where(
-                    shards.c.send_id == self.send_id, shards.c.state == ShardState.OPEN, parked(send.decided_variant)
-                )
-            )
+            left = shards_left(connection, self.send_id, send.decided_variant)
             held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
             limits = limits_for(connection, send, self.slot)
             caps = caps_of_server(connection, self.slot.server_id, at)
         expired = send.expires_at is not None and send.expires_at <= at
+        zones = Zones.of(send.send_window, {shard.zone for shard in left if not shard.parked}, at)
         server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
         return View(
             send=send,
-            wish=intent(
-                send.state, send.control, server, expired=expired, window_shut=window_shut(send.send_window, at)
-            ),
+            wish=intent(send.state, send.control, server, expired=expired, window_shut=zones.why_shut()),
             leases=held,
             limits=limits,
-            open_shards=by_state.get(ShardState.OPEN, 0) - (waiting or 0),
-            unsettled_shards=sum(by_state.values()) - (waiting or 0),
-            parked_shards=waiting or 0,
+            open_shards=sum(s.count for s in left if s.is_open and not s.parked and zones.is_open(s.zone)),
+            unsettled_shards=sum(s.count for s in left if not s.parked),
+            parked_shards=sum(s.count for s in left if s.parked),
             caps=caps,
+            zones=zones,
             at=at,
         )
 
@@ -323,16 +316,16 @@ class SlotRunner:
                 shard_file=f"shards/{t.shard_name}",
                 sha256=t.lease.sha256,
                 rest_variant=t.lease.decided_variant,
+                window_closes_at=_unix(view.zones.closes_at(t.lease.zone)) if view.zones.are_asked else None,
             )
             for t in self.trackers.values()
         )
-        closes_at = window_closes_at(view.send.send_window, view.at)
         wanted = ControlFile(
             generation=self._control.generation if self._control else 0,
             control=view.wish.agent,
             limits=view.limits,
             expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
-            window_closes_at=closes_at.timestamp() if closes_at else None,
+            window_closes_at=None if view.zones.are_asked else _unix(view.zones.closes_at(None)),
             leases=grants,
             complete=complete,
         )
@@ -351,12 +344,12 @@ class SlotRunner:
     def _take(self, view: View) -> None:
         if room(view.caps) == 0:
             return
-        grantable = [t.lease.grantable for t in self.trackers.values()]
+        grantable = [t.lease.grantable for t in self._in_open_zones(view).values()]
         open_leases = sum(rows > 0 for rows in grantable)
         while view.open_shards and wants_lease(
             sum(grantable), open_leases, len(self.trackers), self.rate, self.settings.grant_s
         ):
-            lease = take_lease(self.engine, self.send_id, self.slot.server_id, self.slot.slot)
+            lease = take_lease(self.engine, self.send_id, self.slot.server_id, self.slot.slot, view.zones.open)
             if lease is None:
                 return
             tracker = LeaseTracker(self.store, lease)
@@ -368,19 +361,20 @@ class SlotRunner:
 
     def _grant(self, view: View) -> None:
         """Top up the grants, oldest lease first, so that what can be sent covers about ``grant_s``."""
-        if not self.trackers:
+        trackers = self._in_open_zones(view)
+        if not any(tracker.lease.grantable for tracker in trackers.values()):
             return
         limits, grant_s = view.limits, self.settings.grant_s
         status = self._fresh_status()
-        soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in self.trackers.items()}
+        soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in trackers.items()}
         outstanding = sum(rows for rows, _ in soon.values())
         whole = sum(rows for _, rows in soon.values())
         budget = room(view.caps)
         dry = outstanding == 0 and budget != 0 and (self.settled > 0 or (status is not None and status.dry))
         self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
         most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
-        for lease_id in sorted(self.trackers):
-            tracker = self.trackers[lease_id]
+        for lease_id in sorted(trackers):
+            tracker = trackers[lease_id]
             lease = tracker.lease
             if not lease.grantable:
                 continue
@@ -403,6 +397,9 @@ class SlotRunner:
                 budget = None if budget is None else budget - more
                 self._renew_one(tracker)
 
+    def _in_open_zones(self, view: View) -> dict[int, LeaseTracker]:
+        return {i: tracker for i, tracker in self.trackers.items() if view.zones.is_open(tracker.lease.zone)}
+
     def _renew_one(self, tracker: LeaseTracker) -> None:
         with read(self.engine) as connection:
             for lease in leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot):
@@ -424,12 +421,13 @@ class SlotRunner:
 
     def _settle(self, view: View) -> None:
         """End the leases that are through. When the slot winds down, or a cap is used up for longer, give back what was
-        never granted first: servers with room take it."""
+        never granted first: servers with room take it. So when the window of a lease's time zone shuts: it is taken
+        again, by whoever is there, when it opens."""
         cap = exhausted(view.caps)
         gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
         for lease_id, tracker in list(self.trackers.items()):
             whole = tracker.lease.granted_through == tracker.lease.free_through
-            if gives_back and not whole:
+            if (gives_back or not view.zones.is_open(tracker.lease.zone)) and not whole:
                 hand_back(self.engine, tracker.lease)
             if tracker.is_settled and (whole or view.wish.ending is not None or self._was_handed_back(tracker)):
                 tracker.kept.finish()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, insert, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
@@ -11,7 +11,8 @@ from mailer_lib.dispatch.caps import room
 from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import parked, transact
 from mailer_lib.dispatch.plan import Slot
-from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState, window_shut
+from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.dispatch.zones import Zones
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, LeaseState, SendState, ShardState
 
@@ -32,6 +33,28 @@ class SlotRow:
     in_flight: int
     deferred: int
     at: datetime
+
+
+@dataclass(frozen=True)
+class ShardsLeft:
+    """How many shards without an outcome for every row are alike."""
+
+    zone: str | None
+    is_open: bool
+    parked: bool  # what is left of them waits for a decision
+    count: int
+
+
+def shards_left(connection: Connection, send_id: int, decided_variant: int | None) -> list[ShardsLeft]:
+    """What is unsettled of a send."""
+    table = shards.c
+    waits = case((and_(table.state == ShardState.OPEN, parked(decided_variant)), 1), else_=0)
+    rows = connection.execute(
+        select(table.zone, table.state, waits.label("waits"), func.count().label("shards"))
+        .where(table.send_id == send_id, table.state != ShardState.SETTLED)
+        .group_by(table.zone, table.state, waits)
+    )
+    return [ShardsLeft(row.zone, row.state == ShardState.OPEN, bool(row.waits), row.shards) for row in rows]
 
 
 def say(engine: Engine, send_id: int, slot: Slot, progress: SlotProgress) -> None:
@@ -125,21 +148,16 @@ def worth_a_look(
             return True
         if send.expires_at is not None and send.expires_at <= now():
             return True
-        states = set(
-            connection.scalars(
-                select(shards.c.state)
-                .where(shards.c.send_id == send_id, shards.c.state != ShardState.SETTLED)
-                .where(~((shards.c.state == ShardState.OPEN) & parked(send.decided_variant)))
-                .distinct()
-            )
-        )
-        if not states:
+        left = [shard for shard in shards_left(connection, send_id, send.decided_variant) if not shard.parked]
+        if not left:
             return True
         if send.control == Control.PAUSE:
             return False
-        if send.send_window is not None and window_shut(SendWindow.model_validate(send.send_window), now()):
+        window = SendWindow.model_validate(send.send_window) if send.send_window is not None else None
+        zones = Zones.of(window, {shard.zone for shard in left}, now())
+        if zones.why_shut():
             return False
-        if ShardState.OPEN in states:
+        if any(shard.is_open and zones.is_open(shard.zone) for shard in left):
             return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
         return not holders(connection, send_id, ended_after=ended_after)[0]
 

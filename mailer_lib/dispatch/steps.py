@@ -205,6 +205,7 @@ def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campai
         criteria_name=campaign.criteria,
         exclude=left_out(campaign),
         test_slice=slice_to_draw(engine, settings, send, campaign),
+        zones=send.send_window.zones if send.send_window is not None else None,
     )
 
 
