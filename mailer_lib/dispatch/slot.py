@@ -112,6 +112,7 @@ class View:
     leases: list[Lease]
     limits: Limits
     open_shards: int  # that a slot could take now
+    shut_shards: int  # that wait for the send window of their time zone
     unsettled_shards: int  # but those that are parked
     parked_shards: int  # that wait for a decision
     caps: tuple[Cap, ...]  # of the server
@@ -204,6 +205,9 @@ class SlotRunner:
             self._push_control(view)  # before ledgers are read: on a busy disk that took 3 s, and a pause waited for it
             self._sync(view)
             self._settle(view)
+            if self._may_rest(view):
+                self.keeper.end()
+                return self._end(SlotState.IDLE, view.wish.reason)
         if view.wish.may_take:
             self._take(view)
             self._grant(view)
@@ -214,6 +218,12 @@ class SlotRunner:
         if view.wish.agent is not Control.PAUSE or self.channel.is_alive():
             self.keeper.ensure()
         return None
+
+    def _may_rest(self, view: View) -> bool:
+        """Whether to end here, granted rows and all, until the send window opens: it must not hold a worker so long."""
+        opens_at = view.zones.next_opening if view.wish.waits else None
+        rests = opens_at is not None and opens_at - view.at >= HAND_BACK_FROM
+        return rests and self._has_paused(self._fresh_status())
 
     def _look(self) -> View:
         at = now()
@@ -238,6 +248,7 @@ class SlotRunner:
             unsettled_shards=sum(s.count for s in left if not s.parked),
             parked_shards=sum(s.count for s in left if s.parked),
             caps=caps,
+            shut_shards=sum(s.count for s in left if s.is_open and not s.parked and not zones.is_open(s.zone)),
             zones=zones,
             at=at,
         )
@@ -325,7 +336,7 @@ class SlotRunner:
             control=view.wish.agent,
             limits=view.limits,
             expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
-            window_closes_at=None if view.zones.are_asked else _unix(view.zones.closes_at(None)),
+            window_closes_at=_unix(view.zones.all_close_at),
             leases=grants,
             complete=complete,
         )
@@ -460,8 +471,10 @@ class SlotRunner:
         cap = exhausted(view.caps)
         if cap is not None and view.open_shards:
             return self._end(SlotState.IDLE, sentence(cap))
+        if view.shut_shards and not view.open_shards:
+            return self._end(SlotState.IDLE, view.zones.why_some_wait())
         with read(self.engine) as connection:
-            working, gone = holders(connection, self.send_id, ended_after=self.patience)
+            working, gone = holders(connection, self.send_id, ended_after=self.patience, rested=view.zones.were_shut)
         if working or view.open_shards or not gone:
             return self._end(SlotState.IDLE, f"the rows that are left are with {', '.join(working) or 'others'}")
         self._dismiss(view)

@@ -102,15 +102,19 @@ def slot_rows(connection: Connection, send_id: int) -> list[SlotRow]:
     ]
 
 
-def is_coming_back(state: SlotState, silent: timedelta, ended_after: timedelta = ENDED_AFTER) -> bool:
-    """Whether a slot that holds rows can be expected to go on with them."""
+def is_coming_back(
+    state: SlotState, silent: timedelta, ended_after: timedelta = ENDED_AFTER, *, rested: bool = False
+) -> bool:
+    """Whether a slot that holds rows can be expected to go on with them. ``rested``: the send window was shut."""
+    if state == SlotState.IDLE and rested:
+        return True
     if state in (SlotState.FAILED, SlotState.LEFT, SlotState.FENCED):
         return silent < ended_after
     return silent < GONE_AFTER
 
 
 def holders(
-    connection: Connection, send_id: int, *, ended_after: timedelta = ENDED_AFTER
+    connection: Connection, send_id: int, *, ended_after: timedelta = ENDED_AFTER, rested: bool = False
 ) -> tuple[list[str], list[str]]:
     """Labels of the slots that hold active leases of a send: (those at work, those that aren't coming back)."""
     held = connection.execute(
@@ -125,7 +129,7 @@ def holders(
     gone: list[str] = []
     for row in held:
         word = said.get((row.server_id, row.slot))
-        alive = word is not None and is_coming_back(word.state, at - word.at, ended_after)
+        alive = word is not None and is_coming_back(word.state, at - word.at, ended_after, rested=rested)
         (working if alive else gone).append(f"{row.name}.{row.slot}")
     return sorted(working), sorted(gone)
 
@@ -159,7 +163,19 @@ def worth_a_look(
             return False
         if any(shard.is_open and zones.is_open(shard.zone) for shard in left):
             return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
-        return not holders(connection, send_id, ended_after=ended_after)[0]
+        if server_id is not None and _holds_idle(connection, send_id, server_id):
+            return True
+        if any(shard.is_open for shard in left):
+            return False  # their window opens later
+        return not holders(connection, send_id, ended_after=ended_after, rested=zones.were_shut)[0]
+
+
+def _holds_idle(connection: Connection, send_id: int, server_id: int) -> bool:
+    """Whether a slot of the server rests with granted rows: the window was shut before they were all sent."""
+    mine = and_(leases.c.send_id == send_id, leases.c.server_id == server_id, leases.c.state == LeaseState.ACTIVE)
+    held = set(connection.scalars(select(leases.c.slot).where(mine)))
+    return any(row.server_id == server_id and row.slot in held and row.state is SlotState.IDLE
+               for row in slot_rows(connection, send_id))  # fmt: skip
 
 
 def forget(engine: Engine, send_id: int) -> None:

@@ -5,11 +5,13 @@ Without such a window every shard has the zone None, and the window is one for a
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from mailer_lib.message.send_window import SendWindow
 
 CLOSING_MARGIN = timedelta(seconds=1)
+LONG_AGO = datetime.fromtimestamp(0, UTC)
+BACK_AFTER = timedelta(minutes=5)  # a slot that rests while windows are shut has begun again by then
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,45 @@ class Zones:
 
     def why_shut(self) -> str | None:
         """Why and until when nothing may be sent at all, or None: something may."""
-        zones = self.left if self.are_asked and self.left else frozenset([None])
-        if any(self.is_open(zone) for zone in zones):
-            return None
-        opens_at = min((at for zone in zones if (at := self.opens_at(zone)) is not None), default=None)
+        return None if any(self.is_open(zone) for zone in self._zones) else self.why_some_wait()
+
+    def why_some_wait(self) -> str:
+        """Why and until when zones whose window is shut wait."""
+        opens_at = self.next_opening
         until = f"until {opens_at:%Y-%m-%d %H:%M} UTC" if opens_at is not None else "for ever"
-        where = " in every time zone that is left" if self.are_asked and len(zones) > 1 else ""
+        where = " of the time zones that are left" if self.are_asked else ""
         return f"waits {until}: outside the send window{where}"
+
+    @property
+    def next_opening(self) -> datetime | None:
+        """When the first window opens that is shut."""
+        shut = [self.opens_at(zone) for zone in self._zones if not self.is_open(zone)]
+        return min((at for at in shut if at is not None), default=None)
+
+    @property
+    def all_close_at(self) -> datetime | None:
+        """Likewise of the whole send, if it is open and has one clock."""
+        return None if self.are_asked or not self.is_open(None) else self.closes_at(None)
+
+    @property
+    def were_shut(self) -> bool:
+        """All of them, not long ago: whoever rested over it comes back by itself."""
+        return Zones(self.window, self.left, self.at - BACK_AFTER).why_shut() is not None
 
     def closes_at(self, zone: str | None) -> datetime | None:
         """When an agent must have stopped by itself with rows of this zone; a second before the window closes, so that
-        what it begins then is through. The present moment if it is shut, None if no end is in sight."""
+        what it begins then is through. ``LONG_AGO`` if it is shut, None if no end is in sight."""
         window = self._window(zone)
         if window is None:
             return None
         if not window.is_open(self.at):
-            return self.at
+            return LONG_AGO
         changes_at = window.changes_after(self.at)
         return changes_at - CLOSING_MARGIN if changes_at is not None else None
+
+    @property
+    def _zones(self) -> frozenset[str | None]:
+        return self.left if self.are_asked and self.left else frozenset([None])
 
     def _window(self, zone: str | None) -> SendWindow | None:
         return self.window.in_zone(zone) if self.window is not None else None
