@@ -121,11 +121,15 @@ class Backlog:
         self.granted(lease)
 
     def granted(self, lease: Lease) -> None:
-        """The lease has (more) rows, or its window is open again."""
+        """The lease has (more) rows, or its window is open again.
+
+        It goes first: rows of a provider with a limit step aside at once, and are sent as their limit lets them, while
+        the lease before goes on. Behind it they would wait until that had no more rows.
+        """
         if not lease.is_shut(self._wall()):
             self._returned.extend(self._shut.pop(lease.name, ()))
         if lease not in self._new:
-            self._new.append(lease)
+            self._new.appendleft(lease)
 
     def close_settled(self, keep: Iterable[str]) -> None:
         """Close ledgers of leases that the slot no longer names, once nothing of them is under way."""

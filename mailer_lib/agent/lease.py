@@ -25,7 +25,7 @@ class RowState(IntEnum):
 class ShardRows:
     """Recipients of a few shards at a time, by row: memory stays flat however many leases there are."""
 
-    SHARDS = 4
+    SHARDS = 8  # two of those without a limit, and those of providers that have one
 
     def __init__(self) -> None:
         self._loaded: OrderedDict[Path, list[Recipient]] = OrderedDict()

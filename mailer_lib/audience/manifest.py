@@ -48,6 +48,7 @@ class ShardEntry(FileEntry):
     number: int
     slice_rows: int | None = None  # of the test slice: the first ones of the file
     zone: str | None = None  # time zone of everybody in it; None: shards aren't parted by time zone
+    provider: str | None = None  # of everybody in it; None: of all that have no shards of their own
 
 
 class ColumnEntry(_Part):
@@ -101,13 +102,13 @@ class Manifest(_Part):
     amendments: tuple[Amendment, ...] = ()
 
     def shard_of(self, address_hash: bytes) -> int:
-        """Number, mod ``shard_count``, of the shards that can hold this person: one, or one for each time zone."""
+        """Number, mod ``shard_count``, of the shards that can hold this person: one for each kind (parting.py)."""
         return int.from_bytes(address_hash[:4], "big") % self.shard_count
 
     def dump(self) -> bytes:
         """Without keys for what there is none of, so that a manifest's bytes stay what they were."""
         absent: dict[str, Any] = {} if self.amendments else {"amendments": True}
-        of_shards = set() if any(entry.zone for entry in self.shards) else {"zone"}
+        of_shards = {kind for kind in ("zone", "provider") if not any(getattr(e, kind) for e in self.shards)}
         if self.test_slice is None:
             absent |= {"test_slice": True, "counts": {"rest"}}
             of_shards.add("slice_rows")

@@ -146,6 +146,7 @@ def _record(
                 "rows": entry.rows,
                 "slice_rows": entry.slice_rows,
                 "zone": entry.zone,
+                "provider": entry.provider,
                 "sha256": entry.sha256,
                 "state": ShardState.OPEN,
             }

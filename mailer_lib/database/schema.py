@@ -428,6 +428,7 @@ shards = Table(
     Column("rows", Integer, nullable=False),
     Column("slice_rows", Integer, comment="the first of them, which need no decision; NULL: no test slice, so all"),
     Column("zone", Exact(64), comment="time zone whose clock the send window is read off; NULL: the window's own"),
+    Column("provider", Exact(32), comment="of everybody in it; NULL: of all that had no limit when it was frozen"),
     Column("sha256", Exact(64), nullable=False),
     Column("state", Exact(16), nullable=False, comment="terms.ShardState"),
     Column("epoch", Integer, nullable=False, server_default="0", comment="of the newest lease"),

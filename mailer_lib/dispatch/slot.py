@@ -6,7 +6,7 @@ decide (docs/decisions/0602). The decisions are in ``slot_rules.py``; this modul
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -28,7 +28,6 @@ from mailer_lib.dispatch.lease import (
     extend_grant,
     hand_back,
     leases_of_slot,
-    next_grant,
     settle_lease,
     take_lease,
 )
@@ -37,16 +36,13 @@ from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
 from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, say, shards_left, worth_a_look
 from mailer_lib.dispatch.slot_rules import (
-    FIRST_RATE_PER_S,
-    WINDOW_FACTOR,
     Intent,
     SlotProgress,
     SlotReport,
     SlotState,
     intent,
-    next_rate,
-    wants_lease,
 )
+from mailer_lib.dispatch.streams import Stream, grants, wants
 from mailer_lib.dispatch.zones import Zones
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
@@ -112,6 +108,7 @@ class View:
     leases: list[Lease]
     limits: Limits
     open_shards: int  # that a slot could take now
+    open_providers: frozenset[str | None]  # of them
     shut_shards: int  # that wait for the send window of their time zone
     unsettled_shards: int  # but those that are parked
     parked_shards: int  # that wait for a decision
@@ -141,7 +138,7 @@ class SlotRunner:
         self.claim = claim
         self.keeper = AgentKeeper(channel, slot.label)
         self.trackers: dict[int, LeaseTracker] = {}
-        self.rate = FIRST_RATE_PER_S
+        self.rates: dict[str | None, float] = {}  # by stream
         self.settled = 0
         self._ready = False  # the job folder is this send's
         self._suppressed: set[str] = set()
@@ -153,7 +150,7 @@ class SlotRunner:
         self._said_at = 0.0
         self._said: SlotState | None = None
         self._held: dict[str, str] = {}  # providers that the breaker leaves alone, with its reason
-        self._recent: list[tuple[float, int]] = []
+        self._recent: list[tuple[float, int, str | None]] = []
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +242,7 @@ class SlotRunner:
             leases=held,
             limits=limits,
             open_shards=sum(s.count for s in left if s.is_open and not s.parked and zones.is_open(s.zone)),
+            open_providers=frozenset(s.provider for s in left if s.is_open and not s.parked and zones.is_open(s.zone)),
             unsettled_shards=sum(s.count for s in left if not s.parked),
             parked_shards=sum(s.count for s in left if s.parked),
             caps=caps,
@@ -355,61 +353,54 @@ class SlotRunner:
     def _take(self, view: View) -> None:
         if room(view.caps) == 0:
             return
-        grantable = [t.lease.grantable for t in self._in_open_zones(view).values()]
-        open_leases = sum(rows > 0 for rows in grantable)
-        while view.open_shards and wants_lease(
-            sum(grantable), open_leases, len(self.trackers), self.rate, self.settings.grant_s
-        ):
-            lease = take_lease(self.engine, self.send_id, self.slot.server_id, self.slot.slot, view.zones.open)
-            if lease is None:
-                return
-            tracker = LeaseTracker(self.store, lease)
-            self.trackers[lease.id] = tracker
-            self._prepare(view)
-            self._push_suppressions(view)  # before anything of it is granted
-            grantable.append(lease.grantable)
-            open_leases += 1
+        for provider in sorted(view.open_providers, key=lambda name: name or ""):
+            trackers = self._of_stream(view, provider)
+            grantable = [tracker.lease.grantable for tracker in trackers]
+            rate = self._stream(view, provider).rate
+            while wants(grantable, len(grantable), rate, self.settings.grant_s):
+                lease = take_lease(
+                    self.engine,
+                    self.send_id,
+                    self.slot.server_id,
+                    self.slot.slot,
+                    zones=view.zones.open,
+                    providers=[provider],
+                )
+                if lease is None:
+                    break
+                self.trackers[lease.id] = LeaseTracker(self.store, lease)
+                self._prepare(view)
+                self._push_suppressions(view)  # before anything of it is granted
+                grantable.append(lease.grantable)
 
     def _grant(self, view: View) -> None:
-        """Top up the grants, oldest lease first, so that what can be sent covers about ``grant_s``."""
-        trackers = self._in_open_zones(view)
-        if not any(tracker.lease.grantable for tracker in trackers.values()):
-            return
-        limits, grant_s = view.limits, self.settings.grant_s
-        status = self._fresh_status()
-        soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in trackers.items()}
-        outstanding = sum(rows for rows, _ in soon.values())
-        whole = sum(rows for _, rows in soon.values())
-        budget = room(view.caps)
-        dry = outstanding == 0 and budget != 0 and (self.settled > 0 or (status is not None and status.dry))
-        self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
-        most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
-        for lease_id in sorted(trackers):
-            tracker = trackers[lease_id]
-            lease = tracker.lease
-            if not lease.grantable:
+        """Top up the grants of each stream, oldest lease first, so that what can be sent covers about ``grant_s``."""
+        grant_s, budget, status = self.settings.grant_s, room(view.caps), self._fresh_status()
+        has_begun = self.settled > 0 or (status is not None and status.dry)
+        for provider in sorted({t.lease.provider for t in self.trackers.values()}, key=lambda name: name or ""):
+            trackers = self._of_stream(view, provider)
+            if not any(tracker.lease.grantable for tracker in trackers):
                 continue
-            own, _ = soon[lease_id]
-            through = next_grant(
-                lease.free_through,
-                lease.granted_through,
-                lease.granted_through - own,
-                per_s=self.rate,
-                grant_s=grant_s,
-                elsewhere=outstanding - own,
-            )
-            through = min(through, lease.granted_through + max(0, most - whole))
-            if budget is not None:
-                through = min(through, lease.granted_through + budget)
-            if through > lease.granted_through:
-                extend_grant(self.engine, lease, through)
-                more = through - lease.granted_through
-                outstanding, whole = outstanding + more, whole + more
-                budget = None if budget is None else budget - more
-                self._renew_one(tracker)
+            held = [tracker.held(view.limits.provider_per_s, grant_s) for tracker in trackers]
+            stream = self._stream(view, provider)
+            rate = self.rates[provider] = stream.next_rate(held, has_begun=has_begun, has_room=budget != 0)
+            for tracker, through in zip(trackers, grants(held, rate, grant_s, budget), strict=True):
+                more = through - tracker.lease.granted_through
+                if more:
+                    extend_grant(self.engine, tracker.lease, through)
+                    budget = None if budget is None else budget - more
+                    self._renew_one(tracker)
 
-    def _in_open_zones(self, view: View) -> dict[int, LeaseTracker]:
-        return {i: tracker for i, tracker in self.trackers.items() if view.zones.is_open(tracker.lease.zone)}
+    def _stream(self, view: View, provider: str | None) -> Stream:
+        limits = view.limits
+        return Stream.of(
+            provider, limits.per_s, limits.provider_per_s, self._per_s({provider}), self.rates.get(provider)
+        )
+
+    def _of_stream(self, view: View, provider: str | None) -> list[LeaseTracker]:
+        """Leases of one stream whose send window is open, oldest first."""
+        leases_ = [t for _, t in sorted(self.trackers.items()) if t.lease.provider == provider]
+        return [tracker for tracker in leases_ if view.zones.is_open(tracker.lease.zone)]
 
     def _renew_one(self, tracker: LeaseTracker) -> None:
         with read(self.engine) as connection:
@@ -425,7 +416,7 @@ class SlotRunner:
                 self._renew_one(tracker)
                 if settled:
                     self.settled += settled
-                    self._recent.append((time.monotonic(), settled))
+                    self._recent.append((time.monotonic(), settled, tracker.lease.provider))
                     self.keeper.made_progress()
                 if tracker.lease.ledger_bytes == before or not settled:
                     break
@@ -529,11 +520,11 @@ class SlotRunner:
         status = self.channel.status()
         return status if status is not None and time.time() - status.at < 5 else None
 
-    def _per_s(self) -> float:
-        """Rows settled a second, over the last few."""
+    def _per_s(self, streams: Container[str | None] | None = None) -> float:
+        """Rows settled a second, over the last few; of these streams, or of all."""
         since = time.monotonic() - RATE_WINDOW_S
-        self._recent = [(at, rows) for at, rows in self._recent if at >= since]
-        return sum(rows for _, rows in self._recent) / RATE_WINDOW_S
+        self._recent = [word for word in self._recent if word[0] >= since]
+        return sum(rows for _, rows, of in self._recent if streams is None or of in streams) / RATE_WINDOW_S
 
     def _progress(self, view: View) -> SlotProgress:
         status = self._fresh_status()

@@ -40,6 +40,7 @@ class ShardsLeft:
     """How many shards without an outcome for every row are alike."""
 
     zone: str | None
+    provider: str | None
     is_open: bool
     parked: bool  # what is left of them waits for a decision
     count: int
@@ -50,11 +51,13 @@ def shards_left(connection: Connection, send_id: int, decided_variant: int | Non
     table = shards.c
     waits = case((and_(table.state == ShardState.OPEN, parked(decided_variant)), 1), else_=0)
     rows = connection.execute(
-        select(table.zone, table.state, waits.label("waits"), func.count().label("shards"))
+        select(table.zone, table.provider, table.state, waits.label("waits"), func.count().label("shards"))
         .where(table.send_id == send_id, table.state != ShardState.SETTLED)
-        .group_by(table.zone, table.state, waits)
+        .group_by(table.zone, table.provider, table.state, waits)
     )
-    return [ShardsLeft(row.zone, row.state == ShardState.OPEN, bool(row.waits), row.shards) for row in rows]
+    return [
+        ShardsLeft(row.zone, row.provider, row.state == ShardState.OPEN, bool(row.waits), row.shards) for row in rows
+    ]
 
 
 def say(engine: Engine, send_id: int, slot: Slot, progress: SlotProgress) -> None:

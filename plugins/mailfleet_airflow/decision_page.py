@@ -67,6 +67,7 @@ def ask(send: str) -> str:
     from mailer_lib.database.engine import read
     from mailer_lib.dispatch.decision import question
     from mailer_lib.dispatch.sends import SendError, find_send
+    from mailer_lib.message.campaign import CampaignError
     from mailer_lib.message.compile import load_bundle
 
     engine, settings = installation()
@@ -74,7 +75,7 @@ def ask(send: str) -> str:
         with read(engine) as connection:
             found = find_send(connection, send)
         text = question(engine, settings, found)
-    except SendError as error:
+    except (SendError, CampaignError) as error:
         raise HTTPException(404, str(error)) from None
     assert found.content_hash is not None  # there is no question without a message
     tested = [one.name for one in load_bundle(settings, found.content_hash).variants if one.weight]
@@ -85,11 +86,12 @@ def ask(send: str) -> str:
 def decide(decision: Decision, user: GetUserDep) -> dict[str, str]:
     from mailer_lib.dispatch import decision as decisions
     from mailer_lib.dispatch.sends import SendError
+    from mailer_lib.message.campaign import CampaignError
 
     actor = user.get_name()
     try:
         decided = decisions.decide(*installation(), decision.send, decision.variant, actor)
-    except SendError as error:
+    except (SendError, CampaignError) as error:
         raise HTTPException(409, str(error)) from None
     return {"said": f"{decided.ref}: the rest gets variant {decision.variant}, decided by {decided.decided_by}"}
 

@@ -1,6 +1,6 @@
 """Deciding on a page: who may trigger campaign_control may, who may only read can't, whoever is logged in is named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ def world(sqlite_engine: Engine, settings: Settings) -> World:
 
 
 @pytest.fixture
-def browser(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
+def browser(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Any]]:
     """A browser in which somebody of that role is logged in."""
     from airflow.models.dag import DagModel
 
@@ -36,8 +36,10 @@ def browser(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
     from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
     from airflow.api_fastapi.core_api.security import get_user
     from fastapi.testclient import TestClient
+    from mailfleet_airflow.installation import installation
     from mailfleet_airflow.sends_view import sends_app
 
+    installation.cache_clear()
     create_auth_manager()
     app = sends_app()
 
@@ -45,7 +47,8 @@ def browser(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str
         app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username=name, role=role)
         return TestClient(app)
 
-    return logged_in
+    yield logged_in
+    installation.cache_clear()
 
 
 def decided(world: World) -> tuple[int | None, str | None]:

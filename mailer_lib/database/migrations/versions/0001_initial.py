@@ -441,6 +441,7 @@ def upgrade() -> None:
     sa.Column('rows', sa.Integer(), nullable=False),
     sa.Column('slice_rows', sa.Integer(), nullable=True, comment='the first of them, which need no decision; NULL: no test slice, so all'),
     sa.Column('zone', Exact(64), nullable=True, comment="time zone whose clock the send window is read off; NULL: the window's own"),
+    sa.Column('provider', Exact(32), nullable=True, comment='of everybody in it; NULL: of all that had no limit when it was frozen'),
     sa.Column('sha256', Exact(64), nullable=False),
     sa.Column('state', Exact(16), nullable=False, comment='terms.ShardState'),
     sa.Column('epoch', sa.Integer(), server_default='0', nullable=False, comment='of the newest lease'),
