@@ -19,8 +19,8 @@ down:  ## stop what `make up` started
 	@if [ -x $(PY) ]; then $(PY) -m examples.demo.down; fi
 
 test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
-	$(PY) -m pytest -n 2 -m "not airflow and not image" $(ARGS)
-	$(PY) -m pytest -m "airflow or image" $(ARGS)  # each of these keeps two cores busy by itself
+	$(PY) -m pytest -n 2 --dist worksteal --durations 40 -m "not airflow" $(ARGS)
+	$(PY) -m pytest --durations 12 -m airflow $(ARGS)  # each of these keeps two cores busy by itself
 
 lint: setup  ## ruff, mypy --strict, import-linter
 	.venv/bin/ruff check .

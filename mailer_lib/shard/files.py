@@ -110,6 +110,13 @@ def read_shard(path: StorePath, start: int = 0) -> Iterator[tuple[int, Recipient
             first += batch.num_rows
 
 
+def recipients(table: pa.Table, start: int, count: int) -> list[Recipient]:
+    """Rows [start, start + count) of what ``shard_table`` returned, as far as there are any."""
+    keys = [name.removeprefix(ATTRIBUTE_PREFIX) for name in table.schema.names[_BASE:]]
+    batches = table.slice(start, count).to_batches()
+    return [recipient for batch in batches for _, recipient in _recipients(batch, keys, 0)]
+
+
 def check_schema(schema: pa.Schema, path: StorePath) -> None:
     """Raises:
     ShardError: a column is missing, in another place, of another type, or none of ours.

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -88,4 +89,8 @@ def test_up_leaves_it_running_and_down_leaves_nothing_even_in_mid_send(root):
 
 
 def _commands(world: World) -> list[str]:
-    return [" ".join(process.cmdline()) for process in world.stack.processes.alive() if process.is_running()]
+    texts = []
+    for process in world.stack.processes.alive():
+        with suppress(psutil.NoSuchProcess):  # gone, or a zombie, since the list was made
+            texts.append(" ".join(process.cmdline()))
+    return texts
