@@ -64,7 +64,8 @@ class SendWindow(BaseModel):
 
     def dump(self) -> dict[str, Any]:
         """JSON-able."""
-        return self.model_dump(mode="json", by_alias=True)
+        absent = set() if self.recipients_timezone else {"recipients_timezone"}
+        return self.model_dump(mode="json", by_alias=True, exclude=absent)
 
     @property
     def zones(self) -> str | None:
