@@ -256,7 +256,7 @@ class Agent:
         final = self._control.complete or self._control.control is Control.STOP
         if self._started and final and not self._backlog.left and self._queue.through:
             return ExitCode.DONE
-        may_send = self._backlog.sending and self._backlog.left
+        may_send = self._backlog.sending and self._backlog.left > self._backlog.shut
         if not may_send and self._watch.age_s() > self._job.idle_exit_s:
             return ExitCode.IDLE
         return None
@@ -329,6 +329,8 @@ class Agent:
             return "sending", relay.reason() or self._held_sentence()
         if self._backlog.breakers.held():
             return "waiting", self._held_sentence()
+        if self._backlog.dry and self._backlog.shut:
+            return "waiting", f"{self._backlog.shut} messages wait for the send window of their time zone"
         if self._backlog.dry and self._backlog.deferred:
             return "waiting", f"{self._backlog.deferred} deferred messages wait for their next attempt"
         if self._backlog.dry:

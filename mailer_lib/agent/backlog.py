@@ -102,6 +102,7 @@ class Backlog:
         self._returned: deque[tuple[Lease, int]] = deque()
         self._held_back: dict[str, deque[tuple[Lease, int]]] = {}  # by provider
         self._held_back_rows = 0
+        self._shut: dict[str, list[tuple[Lease, int]]] = {}  # by lease, while the window of its people is shut
         self._deferred: list[tuple[float, int, Lease, int]] = []  # heap by monotonic time
         self._order = count()
         self._dirty: dict[str, Lease] = {}
@@ -121,9 +122,15 @@ class Backlog:
         self.granted(lease)
 
     def granted(self, lease: Lease) -> None:
-        """The lease has (more) rows."""
+        """The lease has (more) rows, or its window is open again.
+
+        It goes first: rows of a provider with a limit step aside at once, and are sent as their limit lets them, while
+        the lease before goes on. Behind it they would wait until that had no more rows.
+        """
+        if not lease.is_shut(self._wall()):
+            self._returned.extend(self._shut.pop(lease.name, ()))
         if lease not in self._new:
-            self._new.append(lease)
+            self._new.appendleft(lease)
 
     def close_settled(self, keep: Iterable[str]) -> None:
         """Close ledgers of leases that the slot no longer names, once nothing of them is under way."""
@@ -134,6 +141,7 @@ class Backlog:
             if not lease.busy:
                 self.flush()
                 del self.leases[name]
+                self._shut.pop(name, None)
                 lease.ledger.close()
 
     def close(self) -> None:
@@ -152,6 +160,11 @@ class Backlog:
     @property
     def deferred(self) -> int:
         return len(self._deferred)
+
+    @property
+    def shut(self) -> int:
+        """Granted rows that wait for the send window of their people."""
+        return sum(len(rows) for rows in self._shut.values())
 
     @property
     def dry(self) -> bool:
@@ -201,7 +214,7 @@ class Backlog:
                     break
                 lease, row = rows.popleft()
                 self._held_back_rows -= 1
-                if not lease.dropped:
+                if not lease.dropped and not self._steps_aside(lease, row):
                     return lease, row, lease.recipient(row)
         while self._deferred and self._deferred[0][0] <= now:
             _, _, lease, row = heapq.heappop(self._deferred)
@@ -223,7 +236,7 @@ class Backlog:
 
     def _allowed(self, lease: Lease, row: int, now: float) -> tuple[Lease, int, Recipient] | None:
         """The row, unless its lease is gone or its provider may get nothing yet: then it steps aside."""
-        if lease.dropped:
+        if lease.dropped or self._steps_aside(lease, row):
             return None
         recipient = lease.recipient(row)
         allowed_at = self._provider_allowed_at(recipient.provider, now)
@@ -234,6 +247,14 @@ class Backlog:
         self._held_back_rows += 1
         self.wake_at = min(self.wake_at, allowed_at)
         return None
+
+    def _steps_aside(self, lease: Lease, row: int) -> bool:
+        """Whether the row waits until the send window of its people is open again."""
+        if not lease.is_shut(self._wall()):
+            return False
+        lease.states[row] = RowState.WAITING
+        self._shut.setdefault(lease.name, []).append((lease, row))
+        return True
 
     def _provider_allowed_at(self, provider: str, now: float) -> float:
         return max(self.pace.provider_allowed_at(provider, now), self.breakers.provider_allowed_at(provider, now))
@@ -323,6 +344,7 @@ class Backlog:
         """Every granted row that isn't on its way or in doubt gets this outcome: the send was stopped or expired."""
         self._returned.clear()
         self._held_back.clear()
+        self._shut.clear()
         self._held_back_rows = 0
         self._deferred.clear()
         for lease in self.leases.values():

@@ -125,6 +125,7 @@ class LeaseGrant(ProtocolFile):
     shard_file: str  # below the job folder
     sha256: str
     rest_variant: int | None = None  # what rows outside the test slice get; None: none of them is granted
+    window_closes_at: float | None = None  # Unix seconds: none of its rows is begun from then on
 
     @property
     def ledger_name(self) -> str:

@@ -35,7 +35,7 @@ class ShardRows:
     pages of it as recipients (5.9 MB would be all of them), since rows are sent nearly in their order.
     """
 
-    SHARDS = 4
+    SHARDS = 16  # two of each stream (dispatch/streams.py)
     PAGES = 12
     PAGE_ROWS = 512
 
@@ -80,6 +80,7 @@ class Lease:
 
     __slots__ = (
         "attempts",
+        "closes_at",
         "connections",
         "cursor",
         "doubts",
@@ -124,6 +125,7 @@ class Lease:
         self.injected = 0
         self.dropped = False  # the slot took the lease away
         self.rest_variant: int | None = None
+        self.closes_at: float | None = None  # Unix seconds: of its people's send window
         self.attempts: dict[int, int] = {}
         self.doubts: list[InDoubt] = state.in_doubt
         self.waiting: dict[int, int] = {}  # row: next attempt in Unix milliseconds, as found in the ledger
@@ -167,10 +169,15 @@ class Lease:
             self.rest_variant = grant.rest_variant
         elif grant.rest_variant != self.rest_variant:
             raise JobError(f"{self.name}: the rest was to get variant {self.rest_variant}, now {grant.rest_variant}")
+        self.closes_at = grant.window_closes_at
         through = min(grant.granted_through, grant.rows)
         if through > self.granted_through:
             self.left += sum(state != RowState.SETTLED for state in self.states[self.granted_through : through])
             self.granted_through = through
+
+    def is_shut(self, at: float) -> bool:
+        """The send window of its people is over."""
+        return self.closes_at is not None and at >= self.closes_at
 
     def next_new(self) -> int | None:
         """The next granted row that nothing was done about; moves on."""

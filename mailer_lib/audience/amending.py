@@ -141,7 +141,7 @@ def _shards_of(manifest: Manifest, people: Collection[bytes] | None) -> list[Sha
     if people is None:
         return list(manifest.shards)
     numbers = {manifest.shard_of(person) for person in people}
-    return [entry for entry in manifest.shards if entry.number in numbers]
+    return [entry for entry in manifest.shards if entry.number % manifest.shard_count in numbers]
 
 
 def _busy(connection: Connection, snapshot_id: int) -> set[int]:

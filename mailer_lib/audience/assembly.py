@@ -22,6 +22,7 @@ from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, by_person, bytes_of, column_of, freeze, halves
 from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_at_cap
 from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.parting import Part, Parting
 from mailer_lib.audience.people import Freezing, shard_numbers
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
 from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, group_count, range_folder, read_done
@@ -52,6 +53,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
     tally = _Tally([0] * len(plan.inputs.weights))
     wanted = plan.inputs.test_slice
     dealer = None if wanted is None else Dealer(threshold(wanted, runs.keys()), plan.inputs.weights)
+    parting = Parting(plan.inputs.zones, plan.inputs.alone, plan.as_of, runs.shard_count)
     entries: list[ShardEntry] = []
     with (
         _late_file(folder, tally) as late,
@@ -70,7 +72,8 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
             if frozen.rows.num_rows:
                 cut, slice_rows = dealer.cut(frozen.rows) if dealer is not None else (frozen.rows, None)
                 tally.add_frozen(cut)
-                entries.extend(writers.start(partial(_write_frozen, folder, number, cut, slice_rows)))
+                for part in parting.parts(number, cut, slice_rows):
+                    entries.extend(writers.start(partial(_write_frozen, folder, part)))
         entries.extend(writers.rest())
         entries.sort(key=lambda entry: entry.number)
         ranges: list[FileEntry] = []
@@ -124,12 +127,19 @@ def _clear(folder: Path) -> None:
     (folder / EXCLUDED_FOLDER).mkdir()
 
 
-def _write_frozen(folder: Path, number: int, rows: pa.Table, slice_rows: int | None) -> ShardEntry:
-    path = folder / f"shard={number:04d}" / "part-0.parquet"
-    checksum = write_shard(path, rows)
+def _write_frozen(folder: Path, part: Part) -> ShardEntry:
+    path = folder / f"shard={part.number:04d}" / "part-0.parquet"
+    checksum = write_shard(path, part.rows)
     sync_folder(path.parent)
-    name = str(path.relative_to(folder))
-    return ShardEntry(number=number, path=name, rows=rows.num_rows, sha256=checksum, slice_rows=slice_rows)
+    return ShardEntry(
+        number=part.number,
+        path=str(path.relative_to(folder)),
+        rows=part.rows.num_rows,
+        sha256=checksum,
+        slice_rows=part.slice_rows,
+        zone=part.zone,
+        provider=part.provider,
+    )
 
 
 def _write_excluded(folder: Path, name: str, table: pa.Table) -> FileEntry:

@@ -47,6 +47,8 @@ class FileEntry(_Part):
 class ShardEntry(FileEntry):
     number: int
     slice_rows: int | None = None  # of the test slice: the first ones of the file
+    zone: str | None = None  # time zone of everybody in it; None: shards aren't parted by time zone
+    provider: str | None = None  # of everybody in it; None: of all that have no shards of their own
 
 
 class ColumnEntry(_Part):
@@ -91,7 +93,7 @@ class Manifest(_Part):
     as_of: datetime
     max_contact_id: int
     published_at: datetime
-    shard_count: int  # a row's shard = first four bytes of address_hash, big-endian, mod this
+    shard_count: int  # a row's shard, mod this = first four bytes of address_hash, big-endian, mod this
     columns: tuple[ColumnEntry, ...]
     ranges: tuple[RangeRead, ...]
     shards: tuple[ShardEntry, ...]  # those that have rows
@@ -100,14 +102,18 @@ class Manifest(_Part):
     amendments: tuple[Amendment, ...] = ()
 
     def shard_of(self, address_hash: bytes) -> int:
-        """Number of the only shard that can hold this person."""
+        """Number, mod ``shard_count``, of the shards that can hold this person: one for each kind (parting.py)."""
         return int.from_bytes(address_hash[:4], "big") % self.shard_count
 
     def dump(self) -> bytes:
         """Without keys for what there is none of, so that a manifest's bytes stay what they were."""
         absent: dict[str, Any] = {} if self.amendments else {"amendments": True}
+        of_shards = {kind for kind in ("zone", "provider") if not any(getattr(e, kind) for e in self.shards)}
         if self.test_slice is None:
-            absent |= {"test_slice": True, "shards": {"__all__": {"slice_rows"}}, "counts": {"rest"}}
+            absent |= {"test_slice": True, "counts": {"rest"}}
+            of_shards.add("slice_rows")
+        if of_shards:
+            absent |= {"shards": {"__all__": of_shards}}
         return self.model_dump_json(indent=1, exclude=absent).encode()
 
 

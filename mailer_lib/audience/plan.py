@@ -104,6 +104,8 @@ class Inputs(BaseModel):
     attributes: dict[str, AttributeType] = {}  # used keys, with their types
     weights: tuple[int, ...] = Field(min_length=1, max_length=MAX_VARIANTS)
     test_slice: Slice | None = None
+    alone: tuple[str, ...] = ()  # mailbox providers that get shards of their own
+    zones: str | None = None  # shards by the recipients' time zones; this one for who has none
 
 
 class SnapshotPlan(BaseModel):

@@ -123,6 +123,7 @@ def _record(
         "manifest_sha256": manifests.sha256(made),
         "frozen": made.counts.frozen,
         "excluded": made.counts.excluded,
+        "shard_count": made.shard_count,
         "published_at": made.published_at,
     }
     with write(engine) as connection:
@@ -144,6 +145,8 @@ def _record(
                 "path": entry.path,
                 "rows": entry.rows,
                 "slice_rows": entry.slice_rows,
+                "zone": entry.zone,
+                "provider": entry.provider,
                 "sha256": entry.sha256,
                 "state": ShardState.OPEN,
             }

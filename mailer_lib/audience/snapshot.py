@@ -81,6 +81,8 @@ def plan_snapshot(
     criteria_name: str = "",
     exclude: Exclude = Exclude(),  # noqa: B008  frozen
     test_slice: Slice | None = None,
+    zones: str | None = None,
+    alone: Collection[str] = (),
 ) -> SnapshotPlan:
     """Freeze ``now`` and the newest contact, cut ranges, write ``plan.json`` and the row in ``snapshots``.
 
@@ -96,6 +98,8 @@ def plan_snapshot(
         criteria_name: under which ``rules`` are stored, for the manifest.
         exclude: whom the campaign leaves out.
         test_slice: whom to send to first; the rest gets the variant that a person decides on then.
+        zones: part the shards by the recipients' time zones; this one for who has none.
+        alone: mailbox providers that get shards of their own.
 
     Raises:
         SnapshotError: no such send, an attribute that isn't declared, wrong weights, no such list to leave out, what
@@ -118,6 +122,8 @@ def plan_snapshot(
         attributes=used_attributes(attributes, known.attributes),
         weights=check_weights(weights),
         test_slice=test_slice,
+        zones=zones,
+        alone=tuple(sorted(alone)),
     )
 
     if behaviours(parse(rules, known), *_excluded(exclude, known)):

@@ -123,7 +123,7 @@ def _shard_problems(entry: ShardEntry, table: pa.Table, manifest: Manifest) -> I
     if columns != [(c.name, c.type) for c in manifest.columns]:
         yield f"{entry.path}: its columns aren't those of the manifest"
     prefix = _column(table, "address_hash").view(">u4").reshape(-1, 4)[:, 0]
-    astray = int(np.count_nonzero(prefix % manifest.shard_count != entry.number))
+    astray = int(np.count_nonzero(prefix % manifest.shard_count != entry.number % manifest.shard_count))
     if astray:
         yield f"{entry.path}: {astray} rows belong to other shards"
 

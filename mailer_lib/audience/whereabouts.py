@@ -9,12 +9,19 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from sqlalchemy import ColumnElement
 
 from mailer_lib.audience.freezing import column_of
 from mailer_lib.audience.manifest import Manifest
+from mailer_lib.database.schema import shards
 from mailer_lib.shard.files import ShardError
 from mailer_lib.shard.store import StoreError, StorePath, arrow_source
 from mailer_lib.terms import ExclusionReason
+
+
+def may_hold(manifest: Manifest, address_hash: bytes) -> ColumnElement[bool]:
+    """Condition on the shards of the manifest's snapshot: a person's row can be in this one."""
+    return shards.c.number % manifest.shard_count == manifest.shard_of(address_hash)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class FrozenRow:
 
 
 def find_row(path: StorePath, address_hash: bytes) -> FrozenRow | None:
-    """A person's row in a shard's file, which must be the one of ``Manifest.shard_of``.
+    """A person's row in a shard's file, which must be one of those that ``may_hold`` names.
 
     Raises:
         ShardError: the file can't be read.

@@ -9,8 +9,11 @@ from sqlalchemy import Connection, Engine, and_, insert, select, update
 
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import leases, rollups_hourly, sends
+from mailer_lib.dispatch.grant_counts import credit
 from mailer_lib.dispatch.lease import Lease, LeaseLostError, settle_shard_of, transact
 from mailer_lib.terms import LeaseState, Outcome
+
+NEVER_HANDED_OVER = (Outcome.SUPPRESSED, Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ def record_progress(
 
     def work(connection: Connection) -> None:
         _account(connection, lease, LeaseState.ACTIVE, ledger_bytes, tally)
+        dropped = sum(tally.counts.get(outcome, 0) for outcome in NEVER_HANDED_OVER)
+        if dropped:
+            credit(connection, lease.id, dropped, now())
         if also is not None:
             also(connection)
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, select
 
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.exclusions import reason_names
-from mailer_lib.audience.whereabouts import find_exclusion, find_row
+from mailer_lib.audience.whereabouts import find_exclusion, find_row, may_hold
 from mailer_lib.contacts.address import normalise
 from mailer_lib.contacts.hash_lists import lists_naming
 from mailer_lib.contacts.person import look_up, suppressions_of
@@ -83,13 +83,14 @@ def _message(
     connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes
 ) -> dict[str, Any] | None:
     folder = store(settings) / snapshot.path
-    number = manifests.load(folder).shard_of(address_hash)
-    shard = connection.execute(
+    held = may_hold(manifests.load(folder), address_hash)
+    rows = connection.execute(
         select(shards.c.id, shards.c.path, sends.c.decided_variant)
         .join_from(shards, sends, shards.c.send_id == sends.c.id)
-        .where(shards.c.snapshot_id == snapshot.id, shards.c.number == number)
-    ).first()
-    found = None if shard is None else find_row(folder / shard.path, address_hash)
+        .where(shards.c.snapshot_id == snapshot.id, held)
+    )
+    places = ((shard, find_row(folder / shard.path, address_hash)) for shard in rows)
+    shard, found = next(((shard, row) for shard, row in places if row is not None), (None, None))
     if shard is None or found is None:
         return None
     _, recipient = next(read_shard(folder / shard.path, found.row))

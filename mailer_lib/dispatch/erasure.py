@@ -17,6 +17,7 @@ from mailer_lib.agent.job import replace_file
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.amending import ERASED, EXPIRED, Amended, amend
 from mailer_lib.audience.plan import SnapshotError
+from mailer_lib.audience.whereabouts import may_hold
 from mailer_lib.contacts.address import Address, normalise
 from mailer_lib.contacts.erasing import ErasedRows, erase_rows, without_person
 from mailer_lib.database import audit
@@ -251,17 +252,15 @@ def _elsewhere(
 def servers_given(connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes) -> list[str]:
     """Names of the servers that the person's row was granted to."""
     folder = store(settings) / snapshot.path
-    number = manifests.load(folder).shard_of(address_hash)
+    held = may_hold(manifests.load(folder), address_hash)
     rows = connection.execute(
         select(shards.c.path, leases.c.first_row, leases.c.granted_through, dispatch_servers.c.name)
         .join_from(leases, shards, leases.c.shard_id == shards.c.id)
         .join(dispatch_servers, leases.c.server_id == dispatch_servers.c.id)
-        .where(shards.c.snapshot_id == snapshot.id, shards.c.number == number)
+        .where(shards.c.snapshot_id == snapshot.id, held)
     ).all()
-    if not rows:
-        return []
-    hashes = load_columns(folder / rows[0].path).address_hash
-    return [row.name for row in rows if address_hash in hashes[row.first_row : row.granted_through]]
+    hashes = {path: load_columns(folder / path).address_hash for path in {row.path for row in rows}}
+    return [row.name for row in rows if address_hash in hashes[row.path][row.first_row : row.granted_through]]
 
 
 def _clear_rejects(folder: Path, person: Address) -> tuple[int, tuple[str, ...]]:

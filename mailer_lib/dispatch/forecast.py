@@ -11,16 +11,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from math import inf
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, literal, select
 
 from mailer_lib.database.engine import now
-from mailer_lib.database.schema import dispatch_servers, provider_limits
+from mailer_lib.database.schema import dispatch_servers, leases, provider_limits, shards
 from mailer_lib.dispatch.caps import Cap, CapRules, caps_at, span_start
 from mailer_lib.dispatch.grant_counts import rules_of, used_at
 from mailer_lib.dispatch.lease import MAY_TAKE
 from mailer_lib.dispatch.sends import SendRecord
 from mailer_lib.message.send_window import SendWindow
-from mailer_lib.terms import CapSpan
+from mailer_lib.terms import CapSpan, Outcome, ShardState
 
 ASSUMED_SLOT_PER_S = 300.0  # of a slot without limits, behind a plain MTA; the report shows the measured rate
 HORIZON = timedelta(days=366)  # what takes longer is forecast as never
@@ -127,14 +127,26 @@ class _Stretch:
     rates: dict[str, float]  # by provider
     bound_by: str
     flowing: list[_ServerFlow]
+    zones: set[str | None]  # whose send window is open
 
 
 def forecast(
-    messages: Mapping[str, int], capacity: Capacity, starts_at: datetime, *, horizon: timedelta = HORIZON
+    messages: Mapping[str, int],
+    capacity: Capacity,
+    starts_at: datetime,
+    zones: Mapping[str | None, int] | None = None,
+    *,
+    horizon: timedelta = HORIZON,
 ) -> Forecast:
-    """When each provider's messages are handed over, and all of them. What takes longer than ``horizon`` is never."""
+    """When each provider's messages are handed over, and all of them. What takes longer than ``horizon`` is never.
+
+    ``zones``: how many messages there are by time zone, where the send window asks for it; every provider is taken to
+    have the same mix.
+    """
+    mix = _mix(zones)
     servers = [_ServerFlow(server, starts_at) for server in capacity.servers if server.per_s > 0]
-    left = {provider: float(count) for provider, count in messages.items() if count > 0}
+    left = {provider: {zone: count * part for zone, part in mix.items()}
+            for provider, count in messages.items() if count > 0}  # fmt: skip
     done: dict[str, ProviderForecast] = {}
     held_s: dict[str, Counter[str]] = {provider: Counter() for provider in left}
     clock_s = 0.0
@@ -142,7 +154,8 @@ def forecast(
     while left and servers and clock_s < horizon_s:
         stretch = _stretch(left, servers, capacity, starts_at + timedelta(seconds=clock_s))
         rates = stretch.rates
-        flowing = {provider: left[provider] / rate for provider, rate in rates.items() if rate > 0}
+        open_left = {provider: sum(left[provider][zone] for zone in stretch.zones) for provider in left}
+        flowing = {provider: open_left[provider] / rate for provider, rate in rates.items() if rate > 0}
         step_s = min(stretch.lasts_s, *flowing.values(), horizon_s - clock_s)
         at = starts_at + timedelta(seconds=clock_s)
         whole = sum(server.per_s for server in stretch.flowing)
@@ -152,9 +165,14 @@ def forecast(
         for provider in list(left):
             bound, rate = capacity.provider_per_s.get(provider), rates.get(provider, 0.0)
             held = bound is not None and rate > 0 and rate >= bound * (1 - 1e-9)
-            held_s[provider][f"limit of {provider}" if held else stretch.bound_by] += round(step_s * 1000)
-            left[provider] -= rate * step_s
-            if left[provider] <= 1e-9 * messages[provider] or flowing.get(provider) == step_s:
+            why = f"limit of {provider}" if held else "send window" if not open_left[provider] else stretch.bound_by
+            held_s[provider][why] += round(step_s * 1000)
+            for zone in stretch.zones if rate else ():
+                gone = left[provider][zone] / open_left[provider] * rate * step_s
+                left[provider][zone] -= gone
+                if flowing.get(provider) == step_s or left[provider][zone] <= 1e-9 * messages[provider]:
+                    left[provider][zone] = 0.0
+            if not any(left[provider].values()):
                 why = held_s[provider].most_common(1)[0][0]
                 done[provider] = ProviderForecast(provider, messages[provider], clock_s, why)
                 del left[provider]
@@ -163,17 +181,29 @@ def forecast(
         done[provider] = ProviderForecast(provider, messages[provider], inf, why)
     ordered = sorted(done.values(), key=lambda p: (-p.done_after_s, p.provider))
     total_s = ordered[0].done_after_s if ordered else 0.0
-    return Forecast(tuple(ordered), total_s, sum(messages.values()) / total_s if total_s else 0.0, sum(left.values()))
+    waiting = sum(rows for of_zone in left.values() for rows in of_zone.values())
+    return Forecast(tuple(ordered), total_s, sum(messages.values()) / total_s if total_s else 0.0, waiting)
 
 
-def _stretch(left: Mapping[str, float], servers: list[_ServerFlow], capacity: Capacity, at: datetime) -> _Stretch:
+def _mix(zones: Mapping[str | None, int] | None) -> dict[str | None, float]:
+    """Each zone's part of the whole."""
+    whole = sum((zones or {}).values())
+    return {zone: count / whole for zone, count in (zones or {}).items() if count} if whole else {None: 1.0}
+
+
+def _stretch(
+    left: Mapping[str, Mapping[str | None, float]], servers: list[_ServerFlow], capacity: Capacity, at: datetime
+) -> _Stretch:
     """What flows from ``at`` on, and how long it stays so."""
     ends_s = [inf]
+    zones = {zone for of_provider in left.values() for zone, rows in of_provider.items() if rows}
     if capacity.window is not None:
-        changes_at = capacity.window.changes_after(at)
-        ends_s.append(inf if changes_at is None else _until_s(at, changes_at))
-        if not capacity.window.is_open(at):
-            return _Stretch(min(ends_s), {}, "send window", [])
+        clocks = {zone: capacity.window.in_zone(zone) for zone in zones}
+        changes = [clock.changes_after(at) for clock in clocks.values()]
+        ends_s += [_until_s(at, changes_at) for changes_at in changes if changes_at is not None]
+        zones = {zone for zone, clock in clocks.items() if clock.is_open(at)}
+        if not zones:
+            return _Stretch(min(ends_s), {}, "send window", [], zones)
     later = [server.joins_at for server in servers if server.joins_at is not None and server.joins_at > at]
     here = [server for server in servers if server.joins_at is None or server.joins_at <= at]
     ends_s += [_until_s(at, joins_at) for joins_at in later]
@@ -182,18 +212,19 @@ def _stretch(left: Mapping[str, float], servers: list[_ServerFlow], capacity: Ca
     ends_s += [_until_s(at, cap.ends_at) for cap in shut]
     why = max(shut, key=lambda cap: cap.ends_at).name if shut else "capacity"
     if not flowing:
-        return _Stretch(min(ends_s), {}, why, [])
+        return _Stretch(min(ends_s), {}, why, [], zones)
     whole = total = sum(server.per_s for server in flowing)
     if capacity.pace_per_s is not None and capacity.pace_per_s < total:
         total, why = capacity.pace_per_s, "pace"
-    rates = _deal(left, total, capacity.provider_per_s)
+    open_left = {p: rows for p, of_zone in left.items() if (rows := sum(of_zone[zone] for zone in zones)) > 0}
+    rates = _deal(open_left, total, capacity.provider_per_s)
     flow = sum(rates.values())
     for server in flowing:
         for cap, rows in server.caps(at):
             ends_s.append(_until_s(at, cap.ends_at))
             if flow > 0:
                 ends_s.append(max(SHORTEST_S, rows / (flow * server.per_s / whole)))
-    return _Stretch(min(ends_s), rates, why, flowing)
+    return _Stretch(min(ends_s), rates, why, flowing, zones)
 
 
 def _until_s(at: datetime, then: datetime) -> float:
@@ -214,6 +245,20 @@ def _deal(left: Mapping[str, float], total: float, bounds: Mapping[str, float]) 
             remaining -= bounds[provider]
             del open_[provider]
     return rates
+
+
+def zones_left(connection: Connection, send: SendRecord) -> dict[str | None, int] | None:
+    """Rows without an outcome by time zone; None where the send window doesn't ask for it."""
+    if send.send_window is None or not send.send_window.recipients_timezone:
+        return None
+    done = sum((leases.c[outcome.value] for outcome in Outcome), start=literal(0))
+    of_shard = select(func.coalesce(func.sum(done), 0)).where(leases.c.shard_id == shards.c.id).scalar_subquery()
+    unsettled = (shards.c.send_id == send.id) & (shards.c.state != ShardState.SETTLED)
+    rows = connection.execute(select(shards.c.zone, shards.c.rows - of_shard).where(unsettled))
+    left: Counter[str | None] = Counter()
+    for zone, count in rows:
+        left[zone] += int(count)
+    return dict(left)
 
 
 def capacity_of(connection: Connection, send: SendRecord) -> Capacity:

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, and_, insert, or_, select, update
 
-from mailer_lib.database.schema import dispatch_servers, grant_counts, sending_pools
+from mailer_lib.database.schema import dispatch_servers, grant_counts, leases, sending_pools
 from mailer_lib.dispatch.caps import Cap, CapRules, caps_at, span_start
 from mailer_lib.fleet.warmup import effective_ramp
 from mailer_lib.terms import CapSpan, ServerState
@@ -71,6 +71,22 @@ def count_grant(connection: Connection, server_id: int, rows: int, at: datetime)
         today = span_start(CapSpan.DAY, at)
         connection.execute(update(dispatch_servers).where(first).values(warming_from=today))
     return True
+
+
+def credit(connection: Connection, lease_id: int, rows: int, at: datetime) -> None:
+    """Take back what was counted for granted rows that were dropped, in the transaction that accounts for them.
+
+    A lease that began in an earlier hour or on an earlier day may have been granted them then: that span is over, and
+    the present one isn't theirs to credit. So no more is ever sent in a span than its cap.
+    """
+    lease = connection.execute(select(leases.c.server_id, leases.c.created_at).where(leases.c.id == lease_id)).one()
+    table = grant_counts.c
+    for span in CapSpan:
+        starts_at = span_start(span, at)
+        if lease.server_id is None or lease.created_at < starts_at:
+            continue
+        mine = and_(table.server_id == lease.server_id, table.span == span, table.starts_at == starts_at)
+        connection.execute(update(grant_counts).where(mine, table.rows >= rows).values(rows=table.rows - rows))
 
 
 def _drop_old_hours(connection: Connection, server_id: int, at: datetime) -> None:

@@ -9,7 +9,7 @@ without gap or overlap, the newest one alone can grow; the leases of a settled s
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.exc import IntegrityError, OperationalError
@@ -77,6 +78,8 @@ class Lease:
     deferrals: int
     may_grow: bool  # the shard still stands under this epoch; False once its other rows were handed back
     slice_rows: int | None = None  # of the shard, in the test slice; None: the send has none
+    zone: str | None = None  # of the shard's people, where the send window asks for it (zones.py)
+    provider: str | None = None  # of the shard's people; None: of all that have no shards of their own
     decided_variant: int | None = None  # what the rest gets; None: nobody has decided
 
     @property
@@ -133,6 +136,8 @@ def _select() -> Any:
         shards.c.rows.label("shard_rows"),
         shards.c.sha256,
         shards.c.slice_rows,
+        shards.c.zone,
+        shards.c.provider,
         sends.c.decided_variant,
         shards.c.epoch.label("shard_epoch"),
         shards.c.state.label("shard_state"),
@@ -167,6 +172,8 @@ def _lease(row: Any) -> Lease:
         deferrals=m["deferrals"],
         may_grow=m["shard_epoch"] == m["epoch"] and m["shard_state"] == ShardState.LEASED,
         slice_rows=m["slice_rows"],
+        zone=m["zone"],
+        provider=m["provider"],
         decided_variant=m["decided_variant"],
     )
 
@@ -221,10 +228,18 @@ def _one(connection: Connection, statement: Any, what: str) -> None:
 # --- taking and granting ----------------------------------------------------------------------------------------------
 
 
-def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease | None:
+def take_lease(
+    engine: Engine,
+    send_id: int,
+    server_id: int,
+    slot: int,
+    *,
+    zones: Collection[str | None] | None = None,
+    providers: Collection[str | None] | None = None,
+) -> Lease | None:
     """Lease the first open shard to a slot, under the shard's next epoch. None: nothing is open, or nothing may be
     taken (the send isn't running, or is paused or stopped; the server isn't active or warming; what is left waits for
-    a decision)."""
+    a decision). ``zones``, ``providers``: only shards of these."""
 
     def work(connection: Connection) -> Lease | None:
         allowed = connection.execute(
@@ -243,7 +258,9 @@ def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease
             candidates = connection.execute(
                 select(shards.c.id, shards.c.epoch, shards.c.next_row)
                 .where(shards.c.send_id == send_id, shards.c.state == ShardState.OPEN)
-                .where(~parked(allowed.decided_variant))
+                .where(
+                    ~parked(allowed.decided_variant), one_of(shards.c.zone, zones), one_of(shards.c.provider, providers)
+                )
                 .order_by(shards.c.snapshot_id, shards.c.number)
                 .limit(_CANDIDATES)
             ).all()
@@ -262,6 +279,14 @@ def parked(decided_variant: int | None) -> ColumnElement[bool]:
     if decided_variant is not None:
         return false()
     return and_(shards.c.slice_rows.is_not(None), shards.c.next_row >= func.coalesce(shards.c.slice_rows, 0))
+
+
+def one_of(column: ColumnElement[Any], values: Collection[str | None] | None) -> ColumnElement[bool]:
+    """Condition on a column that may be NULL: it has one of these values; None: any."""
+    if values is None:
+        return true()
+    named = column.in_([value for value in values if value is not None])
+    return or_(named, column.is_(None)) if None in values else named
 
 
 def take_central(engine: Engine, shard_id: int) -> Lease | None:

@@ -17,6 +17,7 @@ from mailer_lib.dispatch.channel import Channel
 from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease
 from mailer_lib.dispatch.shard_columns import ShardColumns, load_columns
+from mailer_lib.dispatch.streams import Held
 from mailer_lib.dispatch.tally import count
 from mailer_lib.shard.store import StorePath
 from mailer_lib.terms import SuppressionReason
@@ -108,6 +109,12 @@ class LeaseTracker:
         self._fold(delta.records)
         self._folded_bytes = delta.next_offset
         return sum(counted.tally.counts.values())
+
+    def held(self, provider_per_s: Mapping[str, float], grant_s: float) -> Held:
+        """As far as grants go."""
+        soon, waiting = self.sendable(provider_per_s, grant_s)
+        granted = self.lease.granted_through
+        return Held(granted + self.lease.grantable, granted, soon, waiting)
 
     def sendable(self, provider_per_s: Mapping[str, float], grant_s: float) -> tuple[int, int]:
         """Granted rows without an outcome: (those that can go within ``grant_s`` under the providers' limits, all).

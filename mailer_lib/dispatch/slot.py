@@ -6,7 +6,7 @@ decide (docs/decisions/0602). The decisions are in ``slot_rules.py``; this modul
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ from mailer_lib.agent.job import ControlFile, LeaseGrant, Limits, Status
 from mailer_lib.contacts.consent import active_suppressions_since
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import dispatch_servers, leases, shards, snapshots
+from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import DISMISS_S, AgentFailedError, AgentKeeper
 from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
 from mailer_lib.dispatch.channel import Channel, ChannelUnreachableError
@@ -30,8 +30,6 @@ from mailer_lib.dispatch.lease import (
     extend_grant,
     hand_back,
     leases_of_slot,
-    next_grant,
-    parked,
     settle_lease,
     take_lease,
 )
@@ -39,22 +37,18 @@ from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.recalling import RecallBooks, RecallReader
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
-from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, nobody_sends, say, worth_a_look
+from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, nobody_sends, say, shards_left, worth_a_look
 from mailer_lib.dispatch.slot_rules import (
-    FIRST_RATE_PER_S,
     RECALL_PATIENCE_S,
-    WINDOW_FACTOR,
     Intent,
     SlotProgress,
     SlotReport,
     SlotState,
     intent,
-    next_rate,
     suppression_lines,
-    wants_lease,
-    window_closes_at,
-    window_shut,
 )
+from mailer_lib.dispatch.streams import Stream, grants, wants
+from mailer_lib.dispatch.zones import Zones
 from mailer_lib.fleet import servers
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
@@ -128,11 +122,18 @@ class View:
     wish: Intent
     leases: list[Lease]
     limits: Limits
-    open_shards: int  # that a slot could take
+    open_shards: int  # that a slot could take now
+    open_providers: frozenset[str | None]  # of them
+    shut_shards: int  # that wait for the send window of their time zone
     unsettled_shards: int  # but those that are parked
     parked_shards: int  # that wait for a decision
     caps: tuple[Cap, ...]  # of the server
+    zones: Zones
     at: datetime
+
+
+def _unix(at: datetime | None) -> float | None:
+    return at.timestamp() if at is not None else None
 
 
 class SlotRunner:
@@ -154,7 +155,7 @@ class SlotRunner:
         self.recalls = RecallReader(RecallBooks(engine, settings, send.id, send.ref, f"agent:{slot.label}"), channel)
         self.send_key = settings.identity().send_key(send.campaign, send.edition)
         self.trackers: dict[int, LeaseTracker] = {}
-        self.rate = FIRST_RATE_PER_S
+        self.rates: dict[str | None, float] = {}  # by stream
         self.settled = 0
         self._ready = False  # the job folder is this send's
         self._suppressed: set[str] = set()
@@ -166,7 +167,7 @@ class SlotRunner:
         self._said_at = 0.0
         self._said: SlotState | None = None
         self._held: dict[str, str] = {}  # providers that the breaker leaves alone, with its reason
-        self._recent: list[tuple[float, int]] = []
+        self._recent: list[tuple[float, int, str | None]] = []
         self._away: Away | None = None
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class SlotRunner:
             if progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
                 on_progress(progress)
                 reported = (time.monotonic(), progress.state)
-            self._sleep(lambda: should_stop() or hand_over())
+            self._sleep(view, lambda: should_stop() or hand_over())
 
     def _unreachable(self, error: ChannelUnreachableError) -> SlotReport | None:
         """The server is away: its agent sends what it was granted, and no more. Others take what it wasn't. Returns the
@@ -240,11 +241,16 @@ class SlotRunner:
         if self.trackers:
             self._prepare(view)
             self._push_suppressions(view)
+            self._put_shards()
+            self._push_control(view)  # before ledgers are read: on a busy disk that took 3 s, and a pause waited for it
             self._sync(view)
             self._settle(view)
             status = self._fresh_status()
             if status is not None and status.recalled:
                 self.recalls.sync()
+            if self._may_rest(view):
+                self.keeper.end()
+                return self._end(SlotState.IDLE, view.wish.reason)
         if view.wish.may_take:
             self.channel.is_alive()  # a server that is away gets no rows
             self._take(view)
@@ -257,6 +263,12 @@ class SlotRunner:
             self.keeper.ensure()
         return None
 
+    def _may_rest(self, view: View) -> bool:
+        """Whether to end here, granted rows and all, until the send window opens: it must not hold a worker so long."""
+        opens_at = view.zones.next_opening if view.wish.waits else None
+        rests = opens_at is not None and opens_at - view.at >= HAND_BACK_FROM
+        return rests and self._has_paused(self._fresh_status())
+
     def _look(self) -> View:
         at = now()
         with read(self.engine) as connection:
@@ -264,33 +276,25 @@ class SlotRunner:
             server_state = connection.scalar(
                 select(dispatch_servers.c.state).where(dispatch_servers.c.id == self.slot.server_id)
             )
-            counted = connection.execute(
-                select(shards.c.state, func.count())
-                .where(shards.c.send_id == self.send_id, shards.c.state != ShardState.SETTLED)
-                .group_by(shards.c.state)
-            ).all()
-            by_state: dict[str, int] = {row[0]: row[1] for row in counted}
-            waiting = connection.scalar(
-                select(func.count()).where(
-                    shards.c.send_id == self.send_id, shards.c.state == ShardState.OPEN, parked(send.decided_variant)
-                )
-            )
+            left = shards_left(connection, self.send_id, send.decided_variant)
             held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
             limits = limits_for(connection, send, self.slot)
             caps = caps_of_server(connection, self.slot.server_id, at)
         expired = send.expires_at is not None and send.expires_at <= at
+        zones = Zones.of(send.send_window, {shard.zone for shard in left if not shard.parked}, at)
         server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
         return View(
             send=send,
-            wish=intent(
-                send.state, send.control, server, expired=expired, window_shut=window_shut(send.send_window, at)
-            ),
+            wish=intent(send.state, send.control, server, expired=expired, window_shut=zones.why_shut()),
             leases=held,
             limits=limits,
-            open_shards=by_state.get(ShardState.OPEN, 0) - (waiting or 0),
-            unsettled_shards=sum(by_state.values()) - (waiting or 0),
-            parked_shards=waiting or 0,
+            open_shards=sum(s.count for s in left if s.is_open and not s.parked and zones.is_open(s.zone)),
+            open_providers=frozenset(s.provider for s in left if s.is_open and not s.parked and zones.is_open(s.zone)),
+            unsettled_shards=sum(s.count for s in left if not s.parked),
+            parked_shards=sum(s.count for s in left if s.parked),
             caps=caps,
+            shut_shards=sum(s.count for s in left if s.is_open and not s.parked and not zones.is_open(s.zone)),
+            zones=zones,
             at=at,
         )
 
@@ -368,16 +372,16 @@ class SlotRunner:
                 shard_file=f"shards/{t.shard_name}",
                 sha256=t.lease.sha256,
                 rest_variant=t.lease.decided_variant,
+                window_closes_at=_unix(view.zones.closes_at(t.lease.zone)) if view.zones.are_asked else None,
             )
             for t in self.trackers.values()
         )
-        closes_at = window_closes_at(view.send.send_window, view.at)
         wanted = ControlFile(
             generation=self._control.generation if self._control else 0,
             control=view.wish.agent,
             limits=view.limits,
             expires_at=view.send.expires_at.timestamp() if view.send.expires_at else None,
-            window_closes_at=closes_at.timestamp() if closes_at else None,
+            window_closes_at=_unix(view.zones.all_close_at),
             leases=grants,
             keep_queue=view.wish.agent is Control.STOP and not view.wish.recalls,
             complete=complete,
@@ -397,57 +401,54 @@ class SlotRunner:
     def _take(self, view: View) -> None:
         if room(view.caps) == 0:
             return
-        grantable = [t.lease.grantable for t in self.trackers.values()]
-        open_leases = sum(rows > 0 for rows in grantable)
-        while view.open_shards and wants_lease(
-            sum(grantable), open_leases, len(self.trackers), self.rate, self.settings.grant_s
-        ):
-            lease = take_lease(self.engine, self.send_id, self.slot.server_id, self.slot.slot)
-            if lease is None:
-                return
-            tracker = LeaseTracker(self.store, lease)
-            self.trackers[lease.id] = tracker
-            self._prepare(view)
-            self._push_suppressions(view)  # before anything of it is granted
-            grantable.append(lease.grantable)
-            open_leases += 1
+        for provider in sorted(view.open_providers, key=lambda name: name or ""):
+            trackers = self._of_stream(view, provider)
+            grantable = [tracker.lease.grantable for tracker in trackers]
+            rate = self._stream(view, provider).rate
+            while wants(grantable, len(grantable), rate, self.settings.grant_s):
+                lease = take_lease(
+                    self.engine,
+                    self.send_id,
+                    self.slot.server_id,
+                    self.slot.slot,
+                    zones=view.zones.open,
+                    providers=[provider],
+                )
+                if lease is None:
+                    break
+                self.trackers[lease.id] = LeaseTracker(self.store, lease)
+                self._prepare(view)
+                self._push_suppressions(view)  # before anything of it is granted
+                grantable.append(lease.grantable)
 
     def _grant(self, view: View) -> None:
-        """Top up the grants, oldest lease first, so that what can be sent covers about ``grant_s``."""
-        if not self.trackers:
-            return
-        limits, grant_s = view.limits, self.settings.grant_s
-        status = self._fresh_status()
-        soon = {i: t.sendable(limits.provider_per_s, grant_s) for i, t in self.trackers.items()}
-        outstanding = sum(rows for rows, _ in soon.values())
-        whole = sum(rows for _, rows in soon.values())
-        budget = room(view.caps)
-        dry = outstanding == 0 and budget != 0 and (self.settled > 0 or (status is not None and status.dry))
-        self.rate = next_rate(self.rate, self._per_s(), limits.per_s, dry=dry)
-        most = WINDOW_FACTOR * max(1, round(self.rate * grant_s))
-        for lease_id in sorted(self.trackers):
-            tracker = self.trackers[lease_id]
-            lease = tracker.lease
-            if not lease.grantable:
+        """Top up the grants of each stream, oldest lease first, so that what can be sent covers about ``grant_s``."""
+        grant_s, budget, status = self.settings.grant_s, room(view.caps), self._fresh_status()
+        has_begun = self.settled > 0 or (status is not None and status.dry)
+        for provider in sorted({t.lease.provider for t in self.trackers.values()}, key=lambda name: name or ""):
+            trackers = self._of_stream(view, provider)
+            if not any(tracker.lease.grantable for tracker in trackers):
                 continue
-            own, _ = soon[lease_id]
-            through = next_grant(
-                lease.free_through,
-                lease.granted_through,
-                lease.granted_through - own,
-                per_s=self.rate,
-                grant_s=grant_s,
-                elsewhere=outstanding - own,
-            )
-            through = min(through, lease.granted_through + max(0, most - whole))
-            if budget is not None:
-                through = min(through, lease.granted_through + budget)
-            if through > lease.granted_through:
-                extend_grant(self.engine, lease, through)
-                more = through - lease.granted_through
-                outstanding, whole = outstanding + more, whole + more
-                budget = None if budget is None else budget - more
-                self._renew_one(tracker)
+            held = [tracker.held(view.limits.provider_per_s, grant_s) for tracker in trackers]
+            stream = self._stream(view, provider)
+            rate = self.rates[provider] = stream.next_rate(held, has_begun=has_begun, has_room=budget != 0)
+            for tracker, through in zip(trackers, grants(held, rate, grant_s, budget), strict=True):
+                more = through - tracker.lease.granted_through
+                if more:
+                    extend_grant(self.engine, tracker.lease, through)
+                    budget = None if budget is None else budget - more
+                    self._renew_one(tracker)
+
+    def _stream(self, view: View, provider: str | None) -> Stream:
+        limits = view.limits
+        return Stream.of(
+            provider, limits.per_s, limits.provider_per_s, self._per_s({provider}), self.rates.get(provider)
+        )
+
+    def _of_stream(self, view: View, provider: str | None) -> list[LeaseTracker]:
+        """Leases of one stream whose send window is open, oldest first."""
+        leases_ = [t for _, t in sorted(self.trackers.items()) if t.lease.provider == provider]
+        return [tracker for tracker in leases_ if view.zones.is_open(tracker.lease.zone)]
 
     def _renew_one(self, tracker: LeaseTracker) -> None:
         with read(self.engine) as connection:
@@ -463,19 +464,20 @@ class SlotRunner:
                 self._renew_one(tracker)
                 if settled:
                     self.settled += settled
-                    self._recent.append((time.monotonic(), settled))
+                    self._recent.append((time.monotonic(), settled, tracker.lease.provider))
                     self.keeper.made_progress()
                 if tracker.lease.ledger_bytes == before or not settled:
                     break
 
     def _settle(self, view: View) -> None:
         """End the leases that are through. When the slot winds down, or a cap is used up for longer, give back what was
-        never granted first: servers with room take it."""
+        never granted first: servers with room take it. So when the window of a lease's time zone shuts: it is taken
+        again, by whoever is there, when it opens."""
         cap = exhausted(view.caps)
         gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
         for lease_id, tracker in list(self.trackers.items()):
             whole = tracker.lease.granted_through == tracker.lease.free_through
-            if gives_back and not whole:
+            if (gives_back or not view.zones.is_open(tracker.lease.zone)) and not whole:
                 hand_back(self.engine, tracker.lease)
             if tracker.is_settled and (whole or view.wish.ending is not None or self._was_handed_back(tracker)):
                 tracker.kept.finish()
@@ -511,8 +513,10 @@ class SlotRunner:
         cap = exhausted(view.caps)
         if cap is not None and view.open_shards:
             return self._end(SlotState.IDLE, sentence(cap))
+        if view.shut_shards and not view.open_shards:
+            return self._end(SlotState.IDLE, view.zones.why_some_wait())
         with read(self.engine) as connection:
-            working, gone = holders(connection, self.send_id, ended_after=self.patience)
+            working, gone = holders(connection, self.send_id, ended_after=self.patience, rested=view.zones.were_shut)
         if working or view.open_shards or not gone:
             return self._end(SlotState.IDLE, f"the rows that are left are with {', '.join(working) or 'others'}")
         self._dismiss(view)
@@ -613,11 +617,11 @@ class SlotRunner:
         status = self.channel.status()
         return status if status is not None and time.time() - status.at < 5 else None
 
-    def _per_s(self) -> float:
-        """Rows settled a second, over the last few."""
+    def _per_s(self, streams: Container[str | None] | None = None) -> float:
+        """Rows settled a second, over the last few; of these streams, or of all."""
         since = time.monotonic() - RATE_WINDOW_S
-        self._recent = [(at, rows) for at, rows in self._recent if at >= since]
-        return sum(rows for _, rows in self._recent) / RATE_WINDOW_S
+        self._recent = [word for word in self._recent if word[0] >= since]
+        return sum(rows for _, rows, of in self._recent if streams is None or of in streams) / RATE_WINDOW_S
 
     def _progress(self, view: View) -> SlotProgress:
         status = self._fresh_status()
@@ -665,14 +669,25 @@ class SlotRunner:
             say(self.engine, self.send_id, self.slot, progress)
             self._said, self._said_at = progress.state, at
 
-    def _sleep(self, should_stop: Callable[[], bool]) -> None:
-        """Until the next look: soon when the agent waits for rows or is starting, a second otherwise."""
+    def _sleep(self, view: View, should_stop: Callable[[], bool]) -> None:
+        """Until the next look: soon when the agent waits for rows or is starting, at once when an operator said
+        something, a second otherwise."""
         quick = self._away is None and ((status := self._status()) is None or _wants_rows(status))
         until = time.monotonic() + (QUICK_TICK_S if quick else TICK_S)
         while (left := until - time.monotonic()) > 0 and not should_stop():
             time.sleep(min(left, QUICK_TICK_S))
             if self._away is None and (fresh := self._status()) is not None and _wants_rows(fresh):
                 return
+            if self._has_news(view):
+                return
+
+    def _has_news(self, view: View) -> bool:
+        """Whether an operator said something since that look."""
+        with read(self.engine) as connection:
+            said = connection.execute(
+                select(sends.c.state, sends.c.control, sends.c.pace_per_s).where(sends.c.id == self.send_id)
+            ).one()
+        return tuple(said) != (view.send.state, view.send.control, view.send.pace_per_s)
 
     def _status(self) -> Status | None:
         """For the pace of the loop only: the next round finds out that a server is away."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, insert, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
@@ -11,7 +11,8 @@ from mailer_lib.dispatch.caps import room
 from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE, parked, transact
 from mailer_lib.dispatch.plan import Slot
-from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState, window_shut
+from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
+from mailer_lib.dispatch.zones import Zones
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, LeaseState, SendState, ShardState
 
@@ -32,6 +33,31 @@ class SlotRow:
     in_flight: int
     deferred: int
     at: datetime
+
+
+@dataclass(frozen=True)
+class ShardsLeft:
+    """How many shards without an outcome for every row are alike."""
+
+    zone: str | None
+    provider: str | None
+    is_open: bool
+    parked: bool  # what is left of them waits for a decision
+    count: int
+
+
+def shards_left(connection: Connection, send_id: int, decided_variant: int | None) -> list[ShardsLeft]:
+    """What is unsettled of a send."""
+    table = shards.c
+    waits = case((and_(table.state == ShardState.OPEN, parked(decided_variant)), 1), else_=0)
+    rows = connection.execute(
+        select(table.zone, table.provider, table.state, waits.label("waits"), func.count().label("shards"))
+        .where(table.send_id == send_id, table.state != ShardState.SETTLED)
+        .group_by(table.zone, table.provider, table.state, waits)
+    )
+    return [
+        ShardsLeft(row.zone, row.provider, row.state == ShardState.OPEN, bool(row.waits), row.shards) for row in rows
+    ]
 
 
 def say(engine: Engine, send_id: int, slot: Slot, progress: SlotProgress) -> None:
@@ -79,15 +105,19 @@ def slot_rows(connection: Connection, send_id: int) -> list[SlotRow]:
     ]
 
 
-def is_coming_back(state: SlotState, silent: timedelta, ended_after: timedelta = ENDED_AFTER) -> bool:
-    """Whether a slot that holds rows can be expected to go on with them."""
+def is_coming_back(
+    state: SlotState, silent: timedelta, ended_after: timedelta = ENDED_AFTER, *, rested: bool = False
+) -> bool:
+    """Whether a slot that holds rows can be expected to go on with them. ``rested``: the send window was shut."""
+    if state == SlotState.IDLE and rested:
+        return True
     if state in (SlotState.FAILED, SlotState.LEFT, SlotState.FENCED):
         return silent < ended_after
     return silent < GONE_AFTER
 
 
 def holders(
-    connection: Connection, send_id: int, *, ended_after: timedelta = ENDED_AFTER
+    connection: Connection, send_id: int, *, ended_after: timedelta = ENDED_AFTER, rested: bool = False
 ) -> tuple[list[str], list[str]]:
     """Labels of the slots that hold active leases of a send: (those at work, those that aren't coming back)."""
     held = connection.execute(
@@ -102,7 +132,7 @@ def holders(
     gone: list[str] = []
     for row in held:
         word = said.get((row.server_id, row.slot))
-        alive = word is not None and is_coming_back(word.state, at - word.at, ended_after)
+        alive = word is not None and is_coming_back(word.state, at - word.at, ended_after, rested=rested)
         (working if alive else gone).append(f"{row.name}.{row.slot}")
     return sorted(working), sorted(gone)
 
@@ -146,25 +176,32 @@ def worth_a_look(
             return True
         if send.expires_at is not None and send.expires_at <= now():
             return True
-        states = set(
-            connection.scalars(
-                select(shards.c.state)
-                .where(shards.c.send_id == send_id, shards.c.state != ShardState.SETTLED)
-                .where(~((shards.c.state == ShardState.OPEN) & parked(send.decided_variant)))
-                .distinct()
-            )
-        )
-        if not states:
+        left = [shard for shard in shards_left(connection, send_id, send.decided_variant) if not shard.parked]
+        if not left:
             return True
         if server_id is not None and _waits_to_join(connection, server_id):
             return nobody_sends(connection, send_id, ended_after=ended_after)
         if send.control == Control.PAUSE:
             return False
-        if send.send_window is not None and window_shut(SendWindow.model_validate(send.send_window), now()):
+        window = SendWindow.model_validate(send.send_window) if send.send_window is not None else None
+        zones = Zones.of(window, {shard.zone for shard in left}, now())
+        if zones.why_shut():
             return False
-        if ShardState.OPEN in states:
+        if any(shard.is_open and zones.is_open(shard.zone) for shard in left):
             return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
-        return not holders(connection, send_id, ended_after=ended_after)[0]
+        if server_id is not None and _holds_idle(connection, send_id, server_id):
+            return True
+        if any(shard.is_open for shard in left):
+            return False  # their window opens later
+        return not holders(connection, send_id, ended_after=ended_after, rested=zones.were_shut)[0]
+
+
+def _holds_idle(connection: Connection, send_id: int, server_id: int) -> bool:
+    """Whether a slot of the server rests with granted rows: the window was shut before they were all sent."""
+    mine = and_(leases.c.send_id == send_id, leases.c.server_id == server_id, leases.c.state == LeaseState.ACTIVE)
+    held = set(connection.scalars(select(leases.c.slot).where(mine)))
+    return any(row.server_id == server_id and row.slot in held and row.state is SlotState.IDLE
+               for row in slot_rows(connection, send_id))  # fmt: skip
 
 
 def _waits_to_join(connection: Connection, server_id: int) -> bool:

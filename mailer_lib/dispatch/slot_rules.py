@@ -2,21 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import StrEnum
 
 from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE
 from mailer_lib.identity import message_keys
-from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, SendState, ServerState
 
 MAX_OPEN_LEASES = 2  # leases with rows still to be granted
 MAX_LEASES = 24  # the rest wait for retries only
 FIRST_RATE_PER_S = 10.0  # a new agent's grant is small, and doubles as long as it runs dry
 WINDOW_FACTOR = 5  # granted rows at most, in windows, when one provider's limit holds most of them back
+MOST_PER_S = 20_000.0  # no agent is faster; a rate that only doubles would end as infinity
 RESTART_FIRST_S = 0.5
 RESTART_MAX_S = 30.0
-CLOSING_MARGIN = timedelta(seconds=1)
 RECALL_PATIENCE_S = 120.0  # an agent that empties the MTA's queue gives up itself on what is being delivered
 MAX_FAILURES = 6  # agents that died in a row without settling anything
 
@@ -86,22 +84,6 @@ def suppression_lines(hashes: Iterable[bytes], domains: Iterable[str], send_key:
     return {value.hex() for value in given} | {f"={key.hex()}" for key in keys} | {f"@{domain}" for domain in domains}
 
 
-def window_shut(window: SendWindow | None, at: datetime) -> str | None:
-    """Why and until when nothing may be sent, or None: it may."""
-    if window is None or window.is_open(at):
-        return None
-    opens_at = window.changes_after(at)
-    until = f"until {opens_at:%Y-%m-%d %H:%M} UTC" if opens_at is not None else "for ever"
-    return f"waits {until}: outside the send window"
-
-
-def window_closes_at(window: SendWindow | None, at: datetime) -> datetime | None:
-    """When an agent must have stopped by itself; a second before the window closes, so that what it begins then is
-    through. None: no end is in sight."""
-    changes_at = window.changes_after(at) if window is not None and window.is_open(at) else None
-    return changes_at - CLOSING_MARGIN if changes_at is not None else None
-
-
 def next_rate(rate: float, measured: float, limit: float | None, *, dry: bool) -> float:
     """The rate that the next grants are made for: doubled while the agent runs dry, near what was measured otherwise.
 
@@ -109,7 +91,7 @@ def next_rate(rate: float, measured: float, limit: float | None, *, dry: bool) -
     with a lost server, and one that is too low starves the agent.
     """
     wanted = rate * 2 if dry else max(rate * 0.8, measured * 1.2, FIRST_RATE_PER_S)
-    return wanted if limit is None else max(min(wanted, limit), 0.1)
+    return min(wanted, MOST_PER_S) if limit is None else max(min(wanted, limit), 0.1)
 
 
 def wants_lease(grantable_rows: int, open_leases: int, all_leases: int, rate: float, grant_s: float) -> bool:

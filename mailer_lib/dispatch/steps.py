@@ -24,7 +24,7 @@ from mailer_lib.audience.plan import (
 )
 from mailer_lib.audience.sharing import shared_folder
 from mailer_lib.database.engine import read
-from mailer_lib.database.schema import snapshots
+from mailer_lib.database.schema import provider_limits, snapshots
 from mailer_lib.dispatch import approval, decision, erasure, sends
 from mailer_lib.dispatch.books import Books, BooksError
 from mailer_lib.dispatch.close import cancel_phase, close_send
@@ -205,7 +205,17 @@ def _plan(engine: Engine, settings: Settings, send: SendRecord, campaign: Campai
         criteria_name=campaign.criteria,
         exclude=left_out(campaign),
         test_slice=slice_to_draw(engine, settings, send, campaign),
+        alone=limited_providers(engine, send),
+        zones=send.send_window.zones if send.send_window is not None else None,
     )
+
+
+def limited_providers(engine: Engine, send: SendRecord) -> list[str]:
+    """Mailbox providers that the sending pool has a limit for: their rows must not stand before those of others."""
+    with read(engine) as connection:
+        return list(
+            connection.scalars(select(provider_limits.c.provider).where(provider_limits.c.pool_id == send.pool_id))
+        )
 
 
 def variant_weights(settings: Settings, send: SendRecord, campaign: Campaign) -> list[int]:

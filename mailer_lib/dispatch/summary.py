@@ -14,7 +14,7 @@ from mailer_lib.database.schema import sends as sends_table
 from mailer_lib.database.schema import snapshots
 from mailer_lib.dispatch.books import Books, read_books
 from mailer_lib.dispatch.digest import present_digest
-from mailer_lib.dispatch.forecast import capacity_of, forecast
+from mailer_lib.dispatch.forecast import capacity_of, forecast, zones_left
 from mailer_lib.dispatch.lease import unsettled_rows
 from mailer_lib.dispatch.plan import slots_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
@@ -60,7 +60,7 @@ def make_summary(engine: Engine, settings: Settings, send: SendRecord, warnings:
         last = _last_counts(connection, settings, send)
         share = left / counts.frozen if counts.frozen else 0.0
         messages = {provider: round(n * share) for provider, n in counts.by_provider.items()}
-        expected = forecast(messages, capacity_of(connection, send), now())
+        expected = forecast(messages, capacity_of(connection, send), now(), zones_left(connection, send))
     slots = [slot.label for slot in slots_for(engine, send.id)]
     difference = _difference(counts, last) if last is not None else None
     summary = ApprovalSummary(

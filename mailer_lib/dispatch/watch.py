@@ -11,7 +11,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.published import published
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import leases, rollups_hourly, shards
-from mailer_lib.dispatch.forecast import Capacity, ServerCapacity, capacity_of, forecast
+from mailer_lib.dispatch.forecast import Capacity, ServerCapacity, capacity_of, forecast, zones_left
 from mailer_lib.dispatch.plan import LIVE_FOR
 from mailer_lib.dispatch.sends import SendRecord, find_send
 from mailer_lib.dispatch.slot_report import SlotRow, slot_rows
@@ -47,6 +47,7 @@ class Glance:
     frozen_by_provider: Mapping[str, int]
     settled_by_provider: Mapping[str, int]
     capacity: Capacity  # of the sending pool, as the forecast has it
+    zones: Mapping[str | None, int] | None = None  # rows left by time zone, where the send window asks for it
 
     @property
     def left(self) -> int:
@@ -69,7 +70,7 @@ class Glance:
         left = {name: count for name, count in left.items() if count}
         if self.per_s <= 0:
             return [ProviderLeft(name, frozen[name], count, None, "") for name, count in sorted(left.items())]
-        expected = forecast(left, _at_rate(self.capacity, self.per_s), self.at)
+        expected = forecast(left, _at_rate(self.capacity, self.per_s), self.at, self.zones)
         return [
             ProviderLeft(p.provider, frozen[p.provider], p.messages, _finite(p.done_after_s), p.bound_by)
             for p in expected.by_provider
@@ -95,6 +96,7 @@ def glance(engine: Engine, settings: Settings, ref: str) -> Glance:
         phases = published(connection, settings, send.campaign, send.edition)
         settled = settled_by_provider(connection, send.id)
         capacity = capacity_of(connection, send)
+        zones = zones_left(connection, send)
     by_provider: dict[str, int] = {}
     for phase in phases:
         for name, count in _frozen_by_provider(phase.folder, phase.manifest_sha256).items():
@@ -112,6 +114,7 @@ def glance(engine: Engine, settings: Settings, ref: str) -> Glance:
         frozen_by_provider=by_provider,
         settled_by_provider=settled,
         capacity=capacity,
+        zones=zones,
     )
 
 

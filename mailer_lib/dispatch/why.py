@@ -21,7 +21,7 @@ from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import PLAN_FILE, PlanSource, SnapshotError, load_plan
 from mailer_lib.audience.published import PublishedSnapshot, find_published, published
 from mailer_lib.audience.rules import CriteriaError
-from mailer_lib.audience.whereabouts import FrozenRow, find_exclusion, find_row
+from mailer_lib.audience.whereabouts import FrozenRow, find_exclusion, find_row, may_hold
 from mailer_lib.contacts.address import Address, normalise
 from mailer_lib.contacts.person import look_up, suppressions_of
 from mailer_lib.database import audit
@@ -40,7 +40,7 @@ class InPhase:
 
     phase: int
     as_of: datetime
-    shard: int  # the only one that can hold them
+    shard: int  # that holds them, or could
     frozen: FrozenRow | None = None
     outcome: RowOutcome | None = None  # of ``frozen``
     left_out: tuple[Reason, ...] = ()
@@ -138,7 +138,7 @@ class _Asked:
         answer = InPhase(snapshot.phase, manifest.as_of, manifest.shard_of(self._hash))
         found = self._row(snapshot.id, snapshot.folder, manifest)
         if found is not None:
-            return replace(answer, frozen=found[0], outcome=found[1])
+            return replace(answer, shard=found[0], frozen=found[1], outcome=found[2])
         mask = find_exclusion(snapshot.folder, manifest, self._hash)
         return replace(answer, left_out=self._reasons(mask, snapshot.folder, manifest, earlier)) if mask else answer
 
@@ -167,27 +167,26 @@ class _Asked:
             answer = self._row(snapshot_id, self._store / other, manifest)
             if answer is None:
                 continue
-            row, said = answer
+            number, row, said = answer
             open_from = next(
-                each.open_from
-                for each in counting.shards
-                if (each.snapshot_id, each.number) == (snapshot_id, manifest.shard_of(self._hash))
+                each.open_from for each in counting.shards if (each.snapshot_id, each.number) == (snapshot_id, number)
             )
             handed_over = said.outcome in {Outcome.INJECTED, Outcome.UNKNOWN} and said.at and said.at >= counting.since
             if handed_over or (said.outcome is None and row.row < open_from):
                 yield f"{manifest.campaign}#{manifest.edition} {_told(said)}"
 
-    def _row(self, snapshot_id: int, folder: StorePath, manifest: Manifest) -> tuple[FrozenRow, RowOutcome] | None:
-        shard = self._connection.execute(
-            select(shards.c.id, shards.c.path, sends.c.decided_variant)
+    def _row(self, snapshot_id: int, folder: StorePath, manifest: Manifest) -> tuple[int, FrozenRow, RowOutcome] | None:
+        held = self._connection.execute(
+            select(shards.c.id, shards.c.number, shards.c.path, sends.c.decided_variant)
             .join_from(shards, sends, shards.c.send_id == sends.c.id)
-            .where(shards.c.snapshot_id == snapshot_id, shards.c.number == manifest.shard_of(self._hash))
-        ).one_or_none()
-        row = None if shard is None else find_row(folder / shard.path, self._hash)
-        if shard is None or row is None:
-            return None
-        row = replace(row, variant=bound_variant(row.variant, shard.decided_variant))
-        return row, row_outcome(self._connection, self._store, shard.id, row.row)
+            .where(shards.c.snapshot_id == snapshot_id, may_hold(manifest, self._hash))
+        ).all()
+        for shard in held:
+            row = find_row(folder / shard.path, self._hash)
+            if row is not None:
+                row = replace(row, variant=bound_variant(row.variant, shard.decided_variant))
+                return shard.number, row, row_outcome(self._connection, self._store, shard.id, row.row)
+        return None
 
     def _left_out_by(self, folder: StorePath, manifest: Manifest) -> Iterator[str]:
         for name in manifest.exclude.criteria:

@@ -34,7 +34,7 @@ WallTime = Annotated[time, BeforeValidator(_time), PlainSerializer(lambda value:
 class SendWindow(BaseModel):
     """Open on ``days`` from ``opens`` until ``closes``; who closes at or before the opening does so on the next day.
 
-    ``timezone`` None: the campaign's.
+    ``timezone`` None: the campaign's. With ``recipients_timezone`` it is for those whose own isn't known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -43,6 +43,7 @@ class SendWindow(BaseModel):
     opens: WallTime = Field(alias="from")
     closes: WallTime = Field(alias="until")
     timezone: str | None = None
+    recipients_timezone: bool = False
 
     @field_validator("days")
     @classmethod
@@ -63,7 +64,19 @@ class SendWindow(BaseModel):
 
     def dump(self) -> dict[str, Any]:
         """JSON-able."""
-        return self.model_dump(mode="json", by_alias=True)
+        absent = set() if self.recipients_timezone else {"recipients_timezone"}
+        return self.model_dump(mode="json", by_alias=True, exclude=absent)
+
+    @property
+    def zones(self) -> str | None:
+        """With ``recipients_timezone``, the zone of those whose own isn't known; else None."""
+        return (self.timezone or "UTC") if self.recipients_timezone else None
+
+    def in_zone(self, zone: str | None) -> "SendWindow":
+        """This window on the clock of one time zone, if it is for the recipients to say which."""
+        if zone is None or not self.recipients_timezone:
+            return self
+        return self.model_copy(update={"timezone": zone})
 
     def is_open(self, at: datetime) -> bool:
         """Whether something may be handed over at this moment."""

@@ -80,7 +80,7 @@ def find_recipient(
     files = _shard_files(connection, token.send_id)
     if address_hash is not None:
         head = int.from_bytes(address_hash[:4], "big")
-        files.sort(key=lambda file: head % file.shards != file.number)
+        files.sort(key=lambda file: head % file.shards != file.number % file.shards)
     return _first(settings, files, lambda recipient: recipient.message_key == token.message_key)
 
 
@@ -102,12 +102,12 @@ class _ShardFile:
 
 def _shard_files(connection: Connection, send_id: int) -> list[_ShardFile]:
     rows = connection.execute(
-        select(snapshots.c.id, snapshots.c.path, shards.c.number, shards.c.path.label("file"))
+        select(snapshots.c.id, snapshots.c.path, snapshots.c.shard_count, shards.c.number, shards.c.path.label("file"))
         .join_from(snapshots, shards, shards.c.snapshot_id == snapshots.c.id)
         .where(snapshots.c.send_id == send_id, snapshots.c.state == SnapshotState.PUBLISHED.value)
         .order_by(snapshots.c.phase, shards.c.number)
     ).all()
-    count = {row.id: row.number + 1 for row in rows}
+    count = {row.id: row.shard_count or row.number + 1 for row in rows}
     return [_ShardFile(f"{row.path}/{row.file}", row.number, count[row.id]) for row in rows]
 
 

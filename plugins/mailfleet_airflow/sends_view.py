@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 
-from mailer_lib.terms import SendMode
+from mailer_lib.terms import SendMode, SendState
+from mailfleet_airflow.decision_page import router
 from mailfleet_airflow.installation import installation
 from mailfleet_airflow.trigger_page import trigger_page
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/mailfleet"
 SHOWN = 50
-_COLUMNS = ("Send", "Mode", "State", "Control", "Launched by", "Approved by", "First message", "Ended", "Reason")
+_COLUMNS = ("Send", "Mode", "State", "Control", "Launched by", "Approved by", "First message", "Ended", "Reason", "")
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Sends</title>
 <style>
@@ -64,14 +66,25 @@ def sends_app() -> FastAPI:
     ) -> str:
         return trigger_page(campaign, edition, mode, approval=approval)
 
+    app.include_router(router)
     return app
 
 
 def page(sends: list[SendRecord]) -> str:
     """The list as HTML; every value is escaped."""
     head = "".join(f"<th>{escape(name)}</th>" for name in _COLUMNS)
-    rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(send)) + "</tr>" for send in sends)
+    rows = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(send)) + f"<td>{_ask(send)}</td></tr>"
+        for send in sends
+    )
     return _PAGE.format(shown=SHOWN, head=head, rows=rows or f'<tr><td colspan="{len(_COLUMNS)}">none yet</td></tr>')
+
+
+def _ask(send: SendRecord) -> str:
+    """A link to the question that waits for an answer."""
+    if send.state != SendState.JUDGING:
+        return ""
+    return f'<a href="decide?send={quote(send.ref, safe="")}">decide</a>'
 
 
 def _cells(send: SendRecord) -> tuple[str, ...]:

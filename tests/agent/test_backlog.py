@@ -251,6 +251,33 @@ def test_a_slow_provider_steps_aside(tmp_path: Path) -> None:
     assert world.backlog.left == 30
 
 
+def test_a_lease_of_a_tight_provider_is_not_kept_waiting_behind_another(tmp_path: Path) -> None:
+    world = World(tmp_path, 6, pace=Pace(None, {"gmail": 1.0}))
+    world.open(world.grant)
+    others = [world.next().row]
+    tight = world.job.add_shard(recipients(4, lambda row: "gmail"))
+    world.open(tight)
+    first = world.next()
+    assert (first.lease.name, first.recipient.provider) == (tight.ledger_name, "gmail")
+    others += [outgoing.row for outgoing in world.drain()]
+    assert others == [0, 1, 2, 3, 4, 5]
+    world.now += 1.0
+    assert [outgoing.recipient.provider for outgoing in world.drain()] == ["gmail"]
+
+
+def test_rows_whose_window_is_shut_step_aside_until_it_opens(tmp_path: Path) -> None:
+    world = World(tmp_path, 4)
+    at = world.now + 1_790_000_000
+    lease = world.open(world.grant.model_copy(update={"window_closes_at": at + 10}))
+    assert world.next().row == 0
+    world.now += 10
+    assert world.drain() == []
+    assert (world.backlog.shut, world.backlog.left, world.backlog.dry) == (3, 4, True)
+    lease.grant(world.grant.model_copy(update={"window_closes_at": at + 100_000}))
+    world.backlog.granted(lease)
+    assert [outgoing.row for outgoing in world.drain()] == [1, 2, 3]
+
+
 def test_the_server_s_limit_holds_for_all(tmp_path: Path) -> None:
     world = World(tmp_path, 20, pace=Pace(10))
     world.open()

@@ -11,18 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
+from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, grant_counts, sends
 from mailer_lib.dispatch import lease as leases
+from mailer_lib.dispatch.accounting import Tally, record_progress
 from mailer_lib.dispatch.caps import CapRules, caps_at, exhausted, room, sentence, span_end, span_start
 from mailer_lib.dispatch.grant_counts import caps_of_server, used_at
 from mailer_lib.dispatch.lease import LeaseLostError, extend_grant, take_lease
 from mailer_lib.dispatch.slot import SlotState, run_slot
 from mailer_lib.dispatch.slot_report import worth_a_look
 from mailer_lib.sink.process import SinkProcess, start
-from mailer_lib.terms import CapSpan, ServerState
+from mailer_lib.terms import CapSpan, Outcome, ServerState, SuppressionReason
 from tests.dispatch.real import equip, ready_send, received
-from tests.dispatch.world import World
+from tests.dispatch.world import PROVIDERS, World
 
 AT = datetime(2026, 11, 24, 17, 30, 12, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 11, 25, tzinfo=UTC)
@@ -188,6 +190,60 @@ def test_slots_that_ask_at_once_are_never_granted_more_than_the_cap_together(wor
         thread.join(60)
     granted = sum(through - first for ranges in world.granted_rows(send_id).values() for _, first, through in ranges)
     assert granted == granted_today(world) == 98  # 14 times 7; a fifteenth would pass it
+
+
+def dropped(world: World, lease: leases.Lease, rows: int) -> None:
+    """Account for rows that were left out at the last moment."""
+    with read(world.engine) as connection:
+        present = leases.get_lease(connection, lease.id)
+    record_progress(world.engine, present, present.ledger_bytes + 1, Tally({Outcome.SUPPRESSED: rows}))
+
+
+def test_a_granted_row_that_was_dropped_uses_up_no_cap(world: World) -> None:
+    change(world, per_day=30)
+    send_id = world.send()
+    world.publish(send_id, [40])
+    lease = take_lease(world.engine, send_id, world.servers[0], 0)
+    assert lease is not None
+    extend_grant(world.engine, lease, 30)
+    dropped(world, lease, 12)
+    assert granted_today(world) == 18
+    with read(world.engine) as connection:
+        assert room(caps_of_server(connection, world.servers[0], now())) == 12
+
+
+def test_what_was_granted_yesterday_is_not_credited_today(world: World) -> None:
+    send_id = world.send()
+    world.publish(send_id, [40])
+    lease = take_lease(world.engine, send_id, world.servers[0], 0)
+    assert lease is not None
+    extend_grant(world.engine, lease, 30)
+    with write(world.engine) as connection:
+        connection.execute(update(leases.leases).values(created_at=now() - timedelta(days=1)))
+    dropped(world, lease, 12)
+    assert granted_today(world) == 30
+
+
+def test_a_server_sends_its_whole_cap_however_many_left_meanwhile(world: World, sink: SinkProcess) -> None:
+    equip(world, sink)
+    change(world, per_day=30)
+    send_id = ready_send(world, [60])
+    identity = world.settings.identity()
+    with write(world.engine) as connection:
+        for person in range(20):
+            address = f"p{person}@{PROVIDERS[person % len(PROVIDERS)]}.example"
+            suppress(
+                connection,
+                address_hash=identity.address_hash(address),
+                reason=SuppressionReason.MANUAL,
+                source="test",
+                at=now(),
+            )
+    report = run_slot(world.engine, world.settings, send_id, world.slot())
+    while worth_a_look(world.engine, send_id, world.servers[0]):
+        report = run_slot(world.engine, world.settings, send_id, world.slot())
+    assert report.state is SlotState.IDLE
+    assert received(sink) == granted_today(world) == 30
 
 
 # --- in a slot --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from mailer_lib.dispatch.caps import HAND_BACK_FROM, CapRules, caps_at, exhauste
 from mailer_lib.dispatch.forecast import Capacity, ServerCapacity, forecast
 from mailer_lib.dispatch.lease import next_grant
 from mailer_lib.dispatch.plan import share_limits
-from mailer_lib.dispatch.slot_rules import FIRST_RATE_PER_S, WINDOW_FACTOR, next_rate, wants_lease, window_shut
+from mailer_lib.dispatch.slot_rules import FIRST_RATE_PER_S, WINDOW_FACTOR, next_rate, wants_lease
+from mailer_lib.dispatch.zones import Zones
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import CapSpan
 
@@ -80,7 +81,7 @@ class Day:
     def run(self) -> None:
         for minute in range(MINUTES):
             at = START + timedelta(minutes=minute)
-            shut = window_shut(self.window, at)
+            shut = Zones.of(self.window, [None], at).why_shut()
             live = sum(not server.idle for server in self.servers)
             for server in self.servers:
                 server.sent.append(Counter())

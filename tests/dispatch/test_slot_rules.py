@@ -10,9 +10,8 @@ from mailer_lib.dispatch.slot_rules import (
     next_rate,
     restart_after_s,
     wants_lease,
-    window_closes_at,
-    window_shut,
 )
+from mailer_lib.dispatch.zones import Zones
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import Control, SendState, ServerState
 
@@ -66,8 +65,8 @@ def test_outside_its_window_a_send_waits_and_inside_the_agent_knows_the_end(
     hour_utc: int, shut: str | None, closes_at: str | None
 ) -> None:
     at = datetime(2026, 11, 24, hour_utc, tzinfo=UTC)
-    assert window_shut(OFFICE, at) == shut
-    end = window_closes_at(OFFICE, at)
+    assert Zones.of(OFFICE, [None], at).why_shut() == shut
+    end = Zones.of(OFFICE, [None], at).all_close_at
     assert (end.isoformat() if end else None) == closes_at
     wish = intent(*RUN, expired=False, window_shut=shut)
     assert (wish.may_take, wish.waits, wish.reason) == (shut is None, shut is not None, shut or "")
@@ -83,8 +82,8 @@ def test_a_pause_is_named_before_the_window_and_a_stop_or_an_expiry_takes_effect
 
 def test_a_send_without_a_window_never_waits_for_one() -> None:
     at = datetime(2026, 11, 24, tzinfo=UTC)
-    assert window_shut(None, at) is None
-    assert window_closes_at(None, at) is None
+    assert Zones.of(None, [None], at).why_shut() is None
+    assert Zones.of(None, [None], at).all_close_at is None
 
 
 @pytest.mark.parametrize(

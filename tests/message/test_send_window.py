@@ -140,3 +140,13 @@ def test_a_window_is_kept_as_it_was_written() -> None:
     asked = window("22:00", "06:30", days=("sun", "mon"), timezone="Europe/Oslo")
     assert asked.dump() == {"days": ["mon", "sun"], "from": "22:00", "until": "06:30", "timezone": "Europe/Oslo"}
     assert SendWindow.model_validate(asked.dump()) == asked
+
+
+def test_a_window_on_the_recipients_clocks_is_a_window_in_each_zone() -> None:
+    asked = window(timezone="Europe/Oslo", recipients_timezone=True)
+    assert SendWindow.model_validate(asked.dump()) == asked
+    assert (asked.zones, asked.in_zone(None)) == ("Europe/Oslo", asked)
+    assert asked.in_zone("Asia/Tokyo").is_open(datetime(2026, 11, 24, 0, tzinfo=UTC))
+    assert not asked.in_zone("Europe/Oslo").is_open(datetime(2026, 11, 24, 0, tzinfo=UTC))
+    plain = window(timezone="Europe/Oslo")
+    assert (plain.zones, plain.in_zone("Asia/Tokyo")) == (None, plain)
