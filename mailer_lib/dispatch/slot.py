@@ -188,6 +188,7 @@ class SlotRunner:
                 return self._leave("asked to stop", stop_agent=stop_agent)
             if hand_over():
                 return self._end(SlotState.HANDED_OVER, "another process goes on with it")
+            was_away = self._away is not None
             try:
                 self._keep_claim()
                 view = self._look()
@@ -211,8 +212,9 @@ class SlotRunner:
             except AgentFailedError as error:
                 self._give_back()
                 return self._end(SlotState.FAILED, str(error))
-            self._say(progress)
-            if progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
+            turned = (self._away is not None) != was_away  # both are "waiting", perhaps
+            self._say(progress, force=turned)
+            if turned or progress.state != reported[1] or time.monotonic() - reported[0] >= progress_every_s:
                 on_progress(progress)
                 reported = (time.monotonic(), progress.state)
             self._sleep(view, lambda: should_stop() or hand_over())
