@@ -423,7 +423,7 @@ def _has_room(view: PoolView, send: SendNeed, at: datetime) -> bool:
 def _nothing_to_do(view: PoolView, outlooks: list[_Outlook], at: datetime) -> tuple[ScaleFinding, str]:
     if outlooks:
         worst = max(outlooks, key=lambda one: one.late_s)
-        done = outlook_text(at, worst.total_s)
+        done = outlook_text(at, worst.total_s).removeprefix("it ")
         return ScaleFinding.IN_TIME, f"{worst.send.ref} {done}, in time for {worst.finish_by:%Y-%m-%d %H:%M} UTC"
     if view.sends:
         return ScaleFinding.NO_DEADLINE, f"{', '.join(s.ref for s in view.sends)} has no deadline to miss"

@@ -528,8 +528,10 @@ class SlotRunner:
         )
 
     def _wait_to_join(self, view: View) -> SlotReport:
-        """Of a standby server: idle as long as the send goes on without it."""
-        self._dismiss(view)
+        """Of a standby server: idle as long as the send goes on without it. One that was never used isn't asked for an
+        agent: there may be no machine yet."""
+        if self._ready:
+            self._dismiss(view)
         if not view.unsettled_shards:
             return self._end(SlotState.JUDGING if view.parked_shards else SlotState.DONE)
         with read(self.engine) as connection:
