@@ -233,6 +233,7 @@ def take_lease(engine: Engine, send_id: int, server_id: int, slot: int) -> Lease
                 sends.c.state == SendState.RUNNING,
                 sends.c.control == Control.RUN,
                 dispatch_servers.c.state.in_(MAY_TAKE),
+                dispatch_servers.c.unreconciled.is_(False),  # whatever its state was made
             )
         ).one_or_none()
         if allowed is None:

@@ -83,6 +83,7 @@ class DispatchServer(ServerSpec):
     pool_id: int
     warmup: tuple[int, ...] | None = None  # a ramp of its own
     warming_from: datetime | None = None
+    unreconciled: bool = False  # it was lost, and its ledgers haven't been read since
     created_at: datetime
     updated_at: datetime
 
@@ -140,11 +141,31 @@ def set_state(connection: Connection, name: str, state: ServerState, *, actor: s
     server = get(connection, name)
     if server.state is state:
         return
+    if server.unreconciled and state not in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
+        raise FleetError(
+            f"{name} was given up, and its ledgers haven't been read since: `mailfleet server reconcile {name}` first"
+        )
     values: dict[str, Any] = {"state": state, "updated_at": now()}
     if state is ServerState.WARMING:
         values["warming_from"] = None
     connection.execute(update(dispatch_servers).where(dispatch_servers.c.id == server.id).values(**values))
     record(connection, actor, "state", f"server:{name}", {"before": server.state, "after": state})
+
+
+def fence(connection: Connection, name: str, *, actor: str) -> None:
+    """Give a server up: it gets no work until it is reconciled.
+
+    Raises:
+        FleetError: there is no such server.
+    """
+    set_state(connection, name, ServerState.FENCED, actor=actor)
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.name == name).values(unreconciled=True))
+
+
+def set_reconciled(connection: Connection, name: str, *, actor: str) -> None:
+    """What it left is known: it is standby, and may be taken into service."""
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.name == name).values(unreconciled=False))
+    set_state(connection, name, ServerState.STANDBY, actor=actor)
 
 
 def get(connection: Connection, name: str) -> DispatchServer:

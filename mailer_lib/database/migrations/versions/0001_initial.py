@@ -267,6 +267,7 @@ def upgrade() -> None:
     sa.Column('per_hour', sa.Integer(), nullable=True, comment='NULL: no limit of its own'),
     sa.Column('per_day', sa.Integer(), nullable=True, comment='rows granted on a day in UTC; NULL: no cap of its own'),
     sa.Column('warmup', sa.JSON(none_as_null=True), nullable=True, comment="ramp: messages on each day; NULL: the sending pool's"),
+    sa.Column('unreconciled', sa.Boolean(), server_default='0', nullable=False, comment='lost, and not read since'),
     sa.Column('warming_from', UtcDateTime(), nullable=True, comment='midnight of the first day that something was granted while warming'),
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.Column('updated_at', UtcDateTime(), nullable=False),
