@@ -8,7 +8,7 @@ Airflow's own pause switch does not stop running tasks; this does, within second
 | parameter | what it does |
 | --- | --- |
 | **send** | `campaign#edition`, such as `spring-sale#1` |
-| **action** | `pause` · `resume` · `stop` (what is not sent yet is *cancelled*) · `pace` · `decide` · `recall` (after its end) |
+| **action** | `pause` · `resume` · `stop` (the rest is *cancelled*) · `pace` · `decide` · `recall` |
 | **pace_per_s** | for `pace`: messages a second of the whole send; 0 takes the limit off |
 | **variant** | for `decide`: name of the variant that the rest gets after a test slice; it stands |
 
