@@ -8,7 +8,7 @@ Airflow's own pause switch does not stop running tasks; this does, within second
 | parameter | what it does |
 | --- | --- |
 | **send** | `campaign#edition`, such as `spring-sale#1` |
-| **action** | `pause` · `resume` · `stop` (what is not sent yet is *cancelled*) · `pace` · `decide` |
+| **action** | `pause` · `resume` · `stop` (the rest is *cancelled*) · `pace` · `decide` · `recall` |
 | **pace_per_s** | for `pace`: messages a second of the whole send; 0 takes the limit off |
 | **variant** | for `decide`: name of the variant that the rest gets after a test slice; it stands |
 
@@ -16,8 +16,9 @@ Example: `{"send": "spring-sale#1", "action": "pause"}`
 
 ## Stop it, recover it
 
-It runs for a second and can't be stopped. A wrong action is undone by the opposite one, but for two: `decide` stands,
-and `stop` ends the send; triggering **campaign_send** again for the same edition goes on with who hasn't been sent to.
+It runs for a second (`recall` for minutes) and can't be stopped. A wrong action is undone by the opposite one, but for
+three: `decide` stands, what `recall` took back is gone from the queue, and `stop` ends the send; triggering
+**campaign_send** again for the same edition goes on with who hasn't been sent to.
 Each action is in the audit log with your name. The same on the command line: `mailfleet send pause SEND`, and so on.
 """
 
@@ -40,6 +41,7 @@ class Action(StrEnum):
     STOP = "stop"
     PACE = "pace"
     DECIDE = "decide"
+    RECALL = "recall"
 
 
 PARAMS = {
@@ -71,7 +73,7 @@ def campaign_control() -> None:
 
 @task(task_id="apply")
 def apply_action() -> str:
-    from mailer_lib.dispatch import control, decision
+    from mailer_lib.dispatch import control, decision, recall_send
 
     context = get_current_context()
     engine, settings = installation()
@@ -91,6 +93,9 @@ def apply_action() -> str:
             if not params["variant"]:
                 raise ValueError("action decide needs variant: the name of the one that the rest gets")
             decision.decide(engine, settings, params["send"], params["variant"], actor)
+        case Action.RECALL:
+            for one in recall_send.recall_send(engine, settings, params["send"], actor):
+                log.info("%s: %s", one.slot, one.trouble or f"{one.messages} messages taken back")
     done = f"{params['send']}: {params['action']}, by {actor}"
     log.info("%s", done)
     return done

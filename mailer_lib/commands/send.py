@@ -325,6 +325,33 @@ def recall(
         raise CommandError("not every queue could be looked at")
 
 
+@app.command()
+def stranded(
+    ref: Ref,
+    *,
+    call_unknown: Annotated[
+        bool, typer.Option("--call-unknown", help="Make them unknown, for `send resend-unknown`: some get it twice.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """List what lost servers' MTAs had taken and perhaps not delivered. Left alone it stays injected."""
+    from mailer_lib.dispatch import stranded as stranding
+
+    with open_context() as context:
+        rows = stranding.stranded_rows(context.engine, context.settings, ref)
+        table = Table("contact", "message key", "provider", "server", "queue id", "taken (UTC)", "why")
+        for row in rows:
+            at = f"{row.injected_at:%Y-%m-%d %H:%M:%S}"
+            table.add_row(str(row.contact_id), row.message_key, row.provider, row.server, row.queue_id, at, row.why)
+        console().print(table)
+        console().print(f"{len(rows)} stranded")
+        if call_unknown and rows:
+            if not yes:
+                _confirm(f"Call {len(rows)} rows of {ref} unknown? Their server may yet deliver them.")
+            changed = stranding.call_unknown(context.engine, context.settings, ref, context.actor)
+            console().print(f"{changed} are unknown now: `mailfleet send resend-unknown {ref}` sends to them again")
+
+
 @app.command("lose-server")
 def lose_server(
     server: Annotated[str, typer.Argument(help="Name of a dispatch server that is gone for good.")],

@@ -191,6 +191,27 @@ for command in (
 
 
 @app.command()
+def reconcile(
+    name: Name,
+    *,
+    gone: Annotated[
+        bool, typer.Option("--gone", help="Its disk is lost or was wiped: what is unknown stays unknown.")
+    ] = False,
+) -> None:
+    """Read the ledgers of a server that was given up and came back; afterwards it is standby."""
+    from mailer_lib.dispatch.reconciling import reconcile_server
+
+    with open_context() as context:
+        found = reconcile_server(context.engine, context.settings, name, context.actor, gone=gone)
+    for one in found:
+        mended = ", ".join(f"{count} {outcome}" for outcome, count in sorted(one.mended.items())) or "nothing"
+        console().print(
+            f"{one.send}, {one.slot}: {mended} of what was unknown; {one.unknown} stay unknown", markup=False
+        )
+    console().print(f"dispatch server {name}: standby; `mailfleet server state {name} active` gives it work")
+
+
+@app.command()
 def warmup(
     name: Name,
     ramp: Annotated[

@@ -39,8 +39,9 @@ def amend(engine: Engine, settings: Settings, lease_id: int, wanted: Wanted) -> 
             raise LeaseLostError(f"{lease.ledger_name} hasn't ended; its outcomes can't be amended yet")
         kept = KeptLedger(store(settings), lease)
         there = final_rows(kept)
-        pairs = [
-            (there[after.row], after)
+        amended = {record.row: record.t_ms for record in kept.records() if isinstance(record, Amended)}
+        pairs = [  # times of one row's amendments grow: that is how DuckDB finds the last (audience/ledger_rows.py)
+            (there[after.row], after._replace(t_ms=max(after.t_ms, amended.get(after.row, -1) + 1)))
             for after in wanted(there)
             if after.row in there and after.outcome in AMENDABLE.get(there[after.row].outcome, ())
         ]

@@ -250,6 +250,7 @@ def take_lease(
                 sends.c.state == SendState.RUNNING,
                 sends.c.control == Control.RUN,
                 dispatch_servers.c.state.in_(MAY_TAKE),
+                dispatch_servers.c.unreconciled.is_(False),  # whatever its state was made
             )
         ).one_or_none()
         if allowed is None:

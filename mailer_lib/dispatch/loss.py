@@ -18,7 +18,7 @@ from mailer_lib.dispatch.sends import get_send
 from mailer_lib.fleet import servers
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
-from mailer_lib.terms import ChannelKind, LeaseState, ServerState
+from mailer_lib.terms import ChannelKind, LeaseState
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def lose_server(engine: Engine, settings: Settings, server: str, actor: str) -> 
     """
     with write(engine) as connection:
         record = servers.get(connection, server)
-        servers.set_state(connection, server, ServerState.FENCED, actor=actor)
+        servers.fence(connection, server, actor=actor)
     with read(engine) as connection:
         affected = connection.scalars(
             select(leases.c.send_id)

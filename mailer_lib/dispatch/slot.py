@@ -35,6 +35,7 @@ from mailer_lib.dispatch.lease import (
 )
 from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.plan import Slot, limits_for
+from mailer_lib.dispatch.queue_listings import keep_listing
 from mailer_lib.dispatch.recalling import RecallBooks, RecallReader
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
 from mailer_lib.dispatch.slot_report import ENDED_AFTER, holders, nobody_sends, say, shards_left, worth_a_look
@@ -60,6 +61,7 @@ TICK_S = 1.0
 QUICK_TICK_S = 0.2  # while the agent runs dry, or starts
 CONTROL_REFRESH_S = 30.0  # an agent ends when control.json grows old (job.idle_exit_s)
 SAY_EVERY_S = 3.0
+LIST_EVERY_S = 5.0  # the agent lists the MTA's queue every ten
 RATE_WINDOW_S = 3.0
 HAND_BACK_AWAY = timedelta(seconds=30)  # then others get what an unreachable server was never granted
 DISMISS_PATIENCE_S = 30.0  # for a server that is away when the slot is through
@@ -165,6 +167,7 @@ class SlotRunner:
         self._pause_generation = 0  # of the control file that asked for the pause
         self._heartbeat_at = 0.0
         self._said_at = 0.0
+        self._listed_at = 0.0
         self._said: SlotState | None = None
         self._held: dict[str, str] = {}  # providers that the breaker leaves alone, with its reason
         self._recent: list[tuple[float, int, str | None]] = []
@@ -250,6 +253,7 @@ class SlotRunner:
             status = self._fresh_status()
             if status is not None and status.recalled:
                 self.recalls.sync()
+            self._keep_listing(status)
             if self._may_rest(view):
                 self.keeper.end()
                 return self._end(SlotState.IDLE, view.wish.reason)
@@ -564,6 +568,12 @@ class SlotRunner:
         for tracker in self.trackers.values():
             hand_back(self.engine, tracker.lease)
 
+    def _keep_listing(self, status: Status | None) -> None:
+        """What lies in the MTA's queue, for the day on which the server is lost."""
+        if status is not None and time.monotonic() - self._listed_at >= LIST_EVERY_S:
+            keep_listing(self.settings, self.send_id, self.slot, self.channel)
+            self._listed_at = time.monotonic()
+
     def _pass_on(self, view: View) -> None:
         """An agent without rows hears of a pause and its end as well: it holds the MTA's queue of the send."""
         if self.channel.is_alive():
@@ -601,6 +611,7 @@ class SlotRunner:
             patience_s = RECALL_PATIENCE_S if view.wish.recalls else DISMISS_S
             self.keeper.end(lambda: self._push_control(view, complete=True), patience_s)
         self.recalls.sync()
+        keep_listing(self.settings, self.send_id, self.slot, self.channel)
         self.channel.clear()
 
     def _end(self, state: SlotState, reason: str = "") -> SlotReport:

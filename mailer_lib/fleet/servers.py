@@ -120,6 +120,7 @@ class DispatchServer(ServerSpec):
     served_until: datetime | None = None  # when it last left the state active
     machine_from: HostProvider = HostProvider.INVENTORY
     machine_id: str | None = None  # what the one whom it is rented from calls it
+    unreconciled: bool = False  # it was lost, and its ledgers haven't been read since
     created_at: datetime
     updated_at: datetime
 
@@ -220,6 +221,10 @@ def set_state(
     server = get(connection, name)
     if server.state is state:
         return server
+    if server.unreconciled and state not in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
+        raise FleetError(
+            f"{name} was given up, and its ledgers haven't been read since: `mailfleet server reconcile {name}` first"
+        )
     _check_state(connection, server, server.state, state)
     values: dict[str, Any] = {"state": state, "updated_at": now()}
     if state is ServerState.WARMING:
@@ -241,6 +246,22 @@ def _check_state(connection: Connection, server: DispatchServer, before: ServerS
     if wrong is not None:
         change = f"go from {before} to {after}" if before is not after else f"stay {after}"
         raise FleetError(f"{server.name} can't {change}: {wrong}")
+
+
+def fence(connection: Connection, name: str, *, actor: str) -> None:
+    """Give a server up: it gets no work until it is reconciled.
+
+    Raises:
+        FleetError: there is no such server.
+    """
+    set_state(connection, name, ServerState.FENCED, actor=actor)
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.name == name).values(unreconciled=True))
+
+
+def set_reconciled(connection: Connection, name: str, *, actor: str) -> None:
+    """What it left is known: it is standby, and may be taken into service."""
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.name == name).values(unreconciled=False))
+    set_state(connection, name, ServerState.STANDBY, actor=actor)
 
 
 def get(connection: Connection, name: str) -> DispatchServer:
