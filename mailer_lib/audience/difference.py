@@ -15,22 +15,31 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, select
 
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.duck import over_files
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import sync_folder
+from mailer_lib.audience.freezing import halves
 from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.audience.published import PublishedSnapshot
+from mailer_lib.database.bulk_read import read_those
 from mailer_lib.database.named_sql import named_sql
 from mailer_lib.database.schema import contacts
 from mailer_lib.shard.store import at_hand
 
 _LOOK_UP_ROWS = 5_000
+_KNOWN_FIELDS: "list[pa.Field[Any]]" = [
+    pa.field("id", pa.int64(), nullable=False),
+    pa.field("address_hash", pa.binary(16), nullable=False),
+]
+_KNOWN = pa.schema(_KNOWN_FIELDS)
 _WRITE_ROWS = 65_536
 
 
@@ -185,20 +194,32 @@ def _mark_gone(duck: duckdb.DuckDBPyConnection, connection: Connection, first: S
     """
     added = first.as_of > second.as_of
     unexplained = "absence = 'no-match' AND added = $added"
-    found = duck.execute(
-        f"SELECT contact_id, CAST(person AS BLOB) FROM explained WHERE {unexplained} ORDER BY contact_id",  # noqa: S608
-        {"added": added},
-    ).fetchall()
-    person: dict[int, bytes] = dict(found)
-    known = _contacts(connection, list(person), contacts.c.address_hash)
-    here = {contact_id for contact_id, address_hash in known if address_hash == person[contact_id]}
-    gone = [contact_id for contact_id in person if contact_id not in here]
+    found = duck.sql(
+        f"SELECT contact_id, CAST(person AS BLOB) AS person FROM explained WHERE {unexplained}",  # noqa: S608
+        params={"added": added},
+    ).to_arrow_table()
+    ids: NDArray[np.int64] = found.column("contact_id").to_numpy()
+    here = _are_contacts(connection, ids, halves(found.column("person").cast(pa.binary(16))))
+    gone: list[int] = ids[~here].tolist()
     if gone:
         duck.execute(
             f"UPDATE explained SET absence = 'gone' WHERE {unexplained} "  # noqa: S608
             "AND contact_id IN (SELECT unnest(CAST($gone AS BIGINT[])))",
             {"added": added, "gone": gone},
         )
+
+
+def _are_contacts(connection: Connection, ids: NDArray[np.int64], people: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of the ids are those people's still."""
+    here = np.zeros(len(ids), np.bool_)
+    order = np.argsort(ids)
+    ordered = ids[order]
+    asked: list[int] = ordered[np.diff(ordered, prepend=-1) != 0].tolist()
+    c = contacts.c
+    for block in read_those(connection, select(c.id, c.address_hash), _KNOWN, c.id, asked):
+        places = order[np.searchsorted(ordered, block.column("id").to_numpy())]
+        here[places] = (halves(block.column("address_hash")) == people[places]).all(axis=1)
+    return here
 
 
 def _contacts(connection: Connection, ids: Sequence[int], *columns: ColumnElement[Any]) -> Iterator[Any]:

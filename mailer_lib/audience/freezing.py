@@ -67,9 +67,10 @@ def by_person(people: pa.Table, shards: NDArray[np.uint32]) -> NDArray[np.int64]
     return np.lexsort((people.column("contact_id").to_numpy(), hashes[:, 1], hashes[:, 0], shards))
 
 
-def halves(hashes: "pa.ChunkedArray[Any]") -> NDArray[np.uint64]:
+def halves(hashes: "pa.ChunkedArray[Any] | pa.Array[Any]") -> NDArray[np.uint64]:
     """Address hashes as two numbers each, which sort as the bytes do."""
-    return np.frombuffer(bytes_of(hashes.combine_chunks()), ">u8").reshape(-1, 2).astype(np.uint64)
+    whole = hashes.combine_chunks() if isinstance(hashes, pa.ChunkedArray) else hashes
+    return np.frombuffer(bytes_of(whole), ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def bytes_of(values: "pa.Array[Any]") -> memoryview:

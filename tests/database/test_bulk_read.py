@@ -13,7 +13,7 @@ from sqlalchemy import Engine, delete, func, insert, select
 from mailer_lib.audience.catalogue import attribute_field
 from mailer_lib.audience.expressions import field_expression
 from mailer_lib.database import bulk_read
-from mailer_lib.database.bulk_read import BlockError, read_blocks
+from mailer_lib.database.bulk_read import BlockError, read_blocks, read_those
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import contacts
 from mailer_lib.terms import AttributeType
@@ -147,3 +147,22 @@ def test_nulls_are_counted_not_lost(engine: Engine) -> None:
     with read(engine) as connection:
         empty = connection.execute(select(func.count()).where(contacts.c.family_name == "")).scalar_one()
     assert [row["name"] for row in blocks(engine)].count("") == empty == 3
+
+
+def test_rows_are_read_by_their_ids_however_many_and_wherever_they_lie(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_read, "ROWS_OF_IDS", 3)
+    add(engine, [(bytes([n]) * 16, ODD[n], None, {}) for n in range(10)], step=1000)
+    wanted = pa.schema([SCHEMA.field("id"), SCHEMA.field("address")])
+    asked = [1, 7, 1001, 3001, 4001, 9001, 10_001, 99_999]
+    with read(engine) as connection:
+        statement = select(contacts.c.id, contacts.c.address_given)
+        blocks = list(read_those(connection, statement, wanted, contacts.c.id, asked))
+        found = {
+            key: text
+            for block in blocks
+            for key, text in zip(block.column("id").to_pylist(), block.column("address").to_pylist(), strict=True)
+        }
+        assert list(read_those(connection, statement, wanted, contacts.c.id, [])) == []
+    assert found == {1: ODD[0], 1001: ODD[1], 3001: ODD[3], 4001: ODD[4], 9001: ODD[9]}
