@@ -9,6 +9,7 @@ import platform
 import sys
 
 from bench import audience_criteria, audience_questions, audience_snapshot
+from bench.bytecode import keep_bytecode
 from bench.figures import Figures
 from bench.private_mariadb import BUFFER_POOL_MB, NoMariadbError, private_mariadb
 
@@ -17,6 +18,7 @@ SECTIONS = {"snapshot": audience_snapshot, "criteria": audience_criteria, "quest
 
 def main(names: list[str]) -> int:
     people = int(os.environ.get("N", "1000000"))
+    keep_bytecode()
     figures = Figures()
     figures.note("machine", f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}")
     figures.note("people", people, "contacts")

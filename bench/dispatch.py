@@ -10,7 +10,7 @@ import platform
 import sys
 
 from bench import dispatch_connections, dispatch_loops, dispatch_memory, dispatch_mta, dispatch_signed
-from bench.dispatch_job import keep_bytecode
+from bench.bytecode import keep_bytecode
 from bench.figures import Figures
 from bench.smtp_sink import NoPostfixError, find
 

@@ -43,12 +43,6 @@ _GIVEN = ("Åse", "Jonas", "Zoë", "María", "Łukasz", "Anna", "Tom")
 _THINGS = ("Lofoten 38", "Hallingdal", "Fonn", "Sval", "Glo", "Tindved")
 
 
-def keep_bytecode() -> None:
-    """For this process's children."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = str(CACHE / "bytecode")
-
-
 def newsletter(campaign: Path = CAMPAIGN) -> Bundle:
     domain = SendingDomain(
         id=1,

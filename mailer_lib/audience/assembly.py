@@ -185,7 +185,7 @@ class _Tally:
     frozen: int = 0
     rest: int = 0
     excluded: int = 0
-    by_reason: Counter[str] = field(default_factory=Counter)
+    by_mask: Counter[int] = field(default_factory=Counter)
     by_provider: Counter[str] = field(default_factory=Counter)
 
     def add_frozen(self, rows: pa.Table) -> None:
@@ -199,15 +199,17 @@ class _Tally:
 
     def add_excluded(self, rows: pa.Table) -> None:
         self.excluded += rows.num_rows
-        for mask, count in _counted(rows, "reasons").items():
-            self.by_reason.update(dict.fromkeys(reason_names(mask), count))
+        self.by_mask.update(_counted(rows, "reasons"))
 
     def counts(self) -> manifests.Counts:
+        by_reason: Counter[str] = Counter()
+        for mask, count in self.by_mask.items():
+            by_reason.update(dict.fromkeys(reason_names(mask), count))
         return manifests.Counts(
             matching=self.frozen + self.excluded,
             frozen=self.frozen,
             excluded=self.excluded,
-            by_reason=dict(self.by_reason.most_common()),
+            by_reason=dict(by_reason.most_common()),
             by_provider=dict(self.by_provider.most_common()),
             by_variant=tuple(self.by_variant),
             rest=self.rest,

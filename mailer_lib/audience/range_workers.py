@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ def build_ranges(
     count = min(processes or processes_for(total, os.cpu_count() or 1), total)
     progress(0, total)
     left = deque(ids.index for ids in plan.ranges)
-    with ThreadPoolExecutor(READERS, "build range") as own, _workers(count - 1, settings) as workers:
+    with ThreadPoolExecutor(READERS, "build range") as own, _workers(count - 1, settings) as (workers, starting):
         running: dict[Future[bool], Callable[[int], Future[bool]]] = {}
 
         def here(index: int) -> Future[bool]:
@@ -67,8 +67,7 @@ def build_ranges(
             return workers.submit(_build_in_worker, settings, plan, index)
 
         try:
-            if workers is not None:
-                running |= {workers.submit(_started): there for _ in range(count - 1)}
+            running |= dict.fromkeys(starting, there)
             running |= {here(left.popleft()): here for _ in range(min(READERS, total))}
             built = 0
             while built < total:
@@ -87,17 +86,29 @@ def build_ranges(
 
 
 @contextmanager
-def _workers(count: int, settings: Settings) -> Iterator[ProcessPoolExecutor | None]:
+def _workers(count: int, settings: Settings) -> Iterator[tuple[ProcessPoolExecutor | None, Sequence[Future[bool]]]]:
+    """Processes, and what says of each of them that it has started.
+
+    They are started by threads of their own: ``submit`` waits until the fork server has imported all that a worker
+    needs, and the caller would build nothing for so long. Nor does it wait for one that starts when all is built: that
+    one ends by itself.
+    """
     if count < 1:
-        yield None
+        yield None, ()
         return
     context = multiprocessing.get_context("forkserver")  # this process has threads, which a fork would tear apart
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(count, context, _begin, (settings,)) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ProcessPoolExecutor(count, context, _begin, (settings,))
+    starters = ThreadPoolExecutor(count + 1, "start worker")
+    built = False
+    try:
+        yield pool, [starters.submit(lambda: pool.submit(_started).result()) for _ in range(count)]
+        built = True
+    finally:
+        ended = starters.submit(pool.shutdown, cancel_futures=True)  # it too waits for a worker that is being started
+        if not built:
+            ended.result()
+        starters.shutdown(wait=not built)
 
 
 # --- one process ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, LargeBinary, Select, column, func, select, table
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    LargeBinary,
+    Select,
+    bindparam,
+    column,
+    func,
+    select,
+    table,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -29,6 +40,7 @@ MAX_BLOCK_BYTES = 16 << 20  # MariaDB's max_allowed_packet, unless somebody chan
 
 
 _IDS = "mailfleet_read_ids"
+_FIRST, _LAST = "block_first_id", "block_last_id"
 
 
 class BlockError(RuntimeError):
@@ -153,13 +165,14 @@ def read_blocks(
     Raises:
         BlockError: one row is larger than what the database hands out at once.
     """
-    statement = _packing(statement, schema)
+    ends = (bindparam(_FIRST, type_=BigInteger), bindparam(_LAST, type_=BigInteger))
+    statement = _packing(statement, schema).where(id_column.between(*ends))
     if connection.dialect.name != "sqlite":
         connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {MAX_BLOCK_BYTES}")
     ids = FIRST_IDS
     while first <= last:
         end = min(first + ids - 1, last)
-        rows, block = connection.execute(statement.where(id_column.between(first, end))).one()
+        rows, block = connection.execute(statement, {_FIRST: first, _LAST: end}).one()
         table = _unpacked(block, rows, schema) if rows else None
         if rows and table is None:  # cut off by one of the database's limits
             if end == first:

@@ -5,6 +5,8 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,37 @@ def test_several_processes_build_the_same(world: World, monkeypatch: pytest.Monk
         assert verify(folder) == []
         found.append([shard_table(folder / entry.path)["contact_id"].to_pylist() for entry in made.shards])
     assert found[0] == found[1]
+    until = time.monotonic() + 60  # a worker that started when all was built ends by itself
+    while multiprocessing.active_children() and time.monotonic() < until:
+        time.sleep(0.05)
     assert multiprocessing.active_children() == []
+
+
+def test_the_caller_builds_while_a_worker_starts_and_waits_for_none(
+    sqlite_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``submit`` returns when the fork server has imported what a worker needs: seconds."""
+    monkeypatch.setattr(snapshot, "range_count", lambda matching: 5)
+    fill(sqlite_world)
+    all_built = threading.Event()
+
+    class Starting:
+        def __init__(self, *_: object) -> None: ...
+
+        def submit(self, *_: object) -> "Future[bool]":
+            assert all_built.wait(60)
+            started: Future[bool] = Future()
+            started.set_result(False)
+            return started
+
+        def shutdown(self, **_: object) -> None:
+            assert all_built.wait(60)
+
+    monkeypatch.setattr(range_workers, "ProcessPoolExecutor", Starting)
+    plan = planned(sqlite_world)
+    build_ranges(sqlite_world.engine, sqlite_world.settings, plan, processes=2)
+    all_built.set()
+    assert snapshot.publish(sqlite_world.engine, sqlite_world.settings, plan).counts.frozen == 3000
 
 
 def test_the_caller_has_two_ranges_in_hand(sqlite_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
