@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +28,7 @@ from mailer_lib.database import audit, dump, migrate
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.schema import campaigns, sending_domains, sends
 from mailer_lib.settings import Settings
+from mailer_lib.shard.store import S3Path, at_once, store
 from mailer_lib.terms import SendState
 
 FORMAT = 1
@@ -49,6 +50,7 @@ class Manifest(BaseModel):
     revision: str  # of the tables
     rows: dict[str, int]
     storage: bool
+    bucket: bool = False  # the snapshot store was one
     sha256: dict[str, str]  # by member
     live_sends: tuple[str, ...] = ()  # campaign#edition, not final when the backup was taken
     keys_elsewhere: tuple[str, ...] = ()  # references to DKIM keys outside home/keys: back those up yourself
@@ -60,16 +62,12 @@ def create(
     """Write the backup to ``path``, whole or not at all.
 
     Raises:
-        BackupError: there is such a file already, or the snapshot store isn't a folder.
+        BackupError: there is such a file already, or the snapshot store changed meanwhile.
+        StoreError: its bucket can't be reached.
         MigrationError, SettingsError: the tables aren't those of this release, or a key is missing.
     """
     if path.exists():
         raise BackupError(f"{path} exists; a backup never overwrites a file")
-    if storage and settings.bucket is not None:
-        raise BackupError(
-            f"the snapshot store is s3://{settings.bucket}: back the bucket up by its own means (versions, "
-            "replication) at about the same time, and take this backup without --storage"
-        )
     keys = {"identity.key": settings.identity().secret, "token.key": settings.tokens()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:  # mode 0700
         folder = Path(work) / "database"
@@ -82,7 +80,7 @@ def create(
             members.append((f"keys/{name}", file))
         members += [m for m in _files(settings.keys_dir, "keys") if m[0] not in _KEY_FILES]
         if storage:
-            members += list(_files(settings.storage, "storage"))
+            members += list(_files(_storage_at_hand(settings, Path(work) / "storage"), "storage"))
         live, elsewhere = _remarks(engine)
         manifest = Manifest(
             format=FORMAT,
@@ -90,6 +88,7 @@ def create(
             revision=migrate.head(),
             rows=rows,
             storage=storage,
+            bucket=storage and settings.bucket is not None,
             sha256={name: _sha256(file) for name, file in members},
             live_sends=live,
             keys_elsewhere=elsewhere,
@@ -145,10 +144,10 @@ def restore(engine: Engine, settings: Settings, path: Path, *, actor: str, on_ro
         BackupError: something is there already, or the backup can't be used. Nothing has been written then.
     """
     manifest = verify(path)
-    if manifest.storage and settings.bucket is not None:
+    if manifest.bucket and settings.bucket is None:
         raise BackupError(
-            f"the backup holds a snapshot store, and MAILFLEET_STORAGE_URL names s3://{settings.bucket}: restore "
-            "without that variable, then copy the folder `storage` into the bucket and set it again"
+            "the backup holds the snapshot store of a bucket, where some things have other names than in a folder: set "
+            "MAILFLEET_STORAGE_URL to an empty bucket or prefix"
         )
     _check_empty(engine, settings)
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -169,10 +168,7 @@ def restore(engine: Engine, settings: Settings, path: Path, *, actor: str, on_ro
             raise BackupError(f"{path} holds other row counts than its manifest says; the database is not to be used")
         attributes.restore_indexes(engine)
         if manifest.storage:
-            settings.storage.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                settings.storage.rmdir()
-            shutil.move(Path(work) / "storage", settings.storage)
+            _restore_storage(settings, Path(work) / "storage")
         settings.storage.mkdir(parents=True, exist_ok=True)
         settings.jobs_dir.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -183,6 +179,41 @@ def restore(engine: Engine, settings: Settings, path: Path, *, actor: str, on_ro
             for name in names:
                 (Path(folder) / name).chmod(0o600)
     return manifest
+
+
+def _storage_at_hand(settings: Settings, work: Path) -> Path:
+    """The snapshot store as a folder; a bucket's objects are copied to ``work``, but for half-built snapshots."""
+    root = store(settings)
+    if isinstance(root, Path):
+        return root
+    work.mkdir()
+
+    def copy(item: S3Path) -> None:
+        target = work / item.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            item.read_file(target)
+        except FileNotFoundError:
+            raise BackupError(f"{item} was removed while the backup was taken; take it again") from None
+
+    at_once(copy, [item for item in root.files() if not _half_built(item.relative_to(root))])
+    return work
+
+
+def _half_built(name: PurePath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _restore_storage(settings: Settings, restored: Path) -> None:
+    root = store(settings)
+    if isinstance(root, Path):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            root.rmdir()
+        if restored.exists():  # an empty store has no member
+            shutil.move(restored, root)
+        return
+    at_once(lambda member: (root / member[0]).write_file(member[1]), [*_files(restored)])
 
 
 def _reason(manifest: Manifest) -> str:
@@ -196,6 +227,9 @@ def _check_empty(engine: Engine, settings: Settings) -> None:
     for what, folder in (("keys", settings.keys_dir), ("a snapshot store", settings.storage)):
         if folder.is_dir() and any(folder.iterdir()):
             raise BackupError(f"{folder} holds {what} already; restore into an empty MAILFLEET_HOME")
+    root = store(settings)
+    if isinstance(root, S3Path) and root.children():
+        raise BackupError(f"{root} holds a snapshot store already; restore into an empty bucket or prefix")
     with read(engine) as connection:
         if inspect(connection).get_table_names():
             raise BackupError("the database has tables already; restore into an empty one")
@@ -224,14 +258,14 @@ def _remarks(engine: Engine) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return live, tuple(sorted(r for r in references if not r.startswith("file:keys/")))
 
 
-def _files(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+def _files(folder: Path, prefix: str = "") -> Iterator[tuple[str, Path]]:
     """Regular files below ``folder``; half-built snapshots are left out."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(parent) / name
             if path.is_file() and not path.is_symlink() and not name.startswith("."):
-                yield f"{prefix}/{path.relative_to(folder).as_posix()}", path
+                yield (PurePosixPath(prefix) / path.relative_to(folder)).as_posix(), path
 
 
 def _add(tar: tarfile.TarFile, name: str, content: io.BufferedIOBase) -> None:

@@ -30,6 +30,7 @@ from mailer_lib.database.schema import (
 )  # fmt: skip
 from mailer_lib.fleet import domains, pools
 from mailer_lib.settings import Settings, load_settings
+from mailer_lib.shard.store import S3Path, store
 from mailer_lib.terms import AttributeType, SendState, SuppressionReason
 from tests.conftest import Ran
 
@@ -265,18 +266,94 @@ def test_another_identity_key_in_the_environment_is_refused_before_anything_is_w
     assert migrate.current(elsewhere[1]) is None
 
 
-def test_a_store_on_s3_is_backed_up_by_its_own_means(
-    lived_in: Engine, settings: Settings, elsewhere: tuple[Settings, Engine], tmp_path: Path
+def _in_bucket(variables: dict[str, str], prefix: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The present settings, with that bucket as the snapshot store."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MAILFLEET_STORAGE_URL", f"{variables['MAILFLEET_STORAGE_URL']}/{prefix}")
+    load_settings.cache_clear()
+    return load_settings()
+
+
+def _objects(settings: Settings) -> dict[str, bytes]:
+    root = store(settings)
+    assert isinstance(root, S3Path)
+    return {str(item.relative_to(root)): item.read_bytes() for item in root.files()}
+
+
+@pytest.mark.s3
+def test_a_bucket_is_backed_up_and_restored_into_another_one(
+    sqlite_engine: Engine,
+    settings: Settings,
+    bucket_settings: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = tmp_path / "whole.tar"
-    backup.create(lived_in, settings, whole, storage=True, on_rows=_quiet)
-    on_s3 = {"storage_url": "s3://fleet"}
-    with pytest.raises(BackupError, match="back the bucket up by its own means"):
-        backup.create(lived_in, settings.model_copy(update=on_s3), tmp_path / "fleet.tar", storage=True, on_rows=_quiet)
-    backup.create(lived_in, settings.model_copy(update=on_s3), tmp_path / "fleet.tar", on_rows=_quiet)
-    with pytest.raises(BackupError, match="copy the folder `storage` into the bucket"):
-        backup.restore(elsewhere[1], elsewhere[0].model_copy(update=on_s3), whole, actor="test", on_rows=_quiet)
-    assert migrate.current(elsewhere[1]) is None
+    ours = _in_bucket(bucket_settings, "ours", monkeypatch)
+    for name in ("snapshots/spring-sale/1/1-0a/manifest.json", "ledgers/7/0-120", "snapshots/.building-1/plan.json"):
+        (store(ours) / name).write_bytes(name.encode())
+    made = backup.create(sqlite_engine, ours, tmp_path / "fleet.tar", storage=True, on_rows=_quiet)
+    assert (made.storage, made.bucket) == (True, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet.tar", "home"], "no copy is left"
+    expected = {name: content for name, content in _objects(ours).items() if ".building" not in name}
+    assert len(expected) == 2
+
+    monkeypatch.setenv("MAILFLEET_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("MAILFLEET_DATABASE_URL", raising=False)
+    with pytest.raises(BackupError, match="holds a snapshot store already"):
+        full = _in_bucket(bucket_settings, "ours", monkeypatch)
+        backup.restore(open_engine(full.url), full, tmp_path / "fleet.tar", actor="test", on_rows=_quiet)
+    theirs = _in_bucket(bucket_settings, "theirs", monkeypatch)
+    engine = open_engine(theirs.url)
+    assert backup.restore(engine, theirs, tmp_path / "fleet.tar", actor="test", on_rows=_quiet) == made
+    engine.dispose()
+    assert _objects(theirs) == expected
+    assert theirs.identity() == settings.identity()
+
+
+@pytest.mark.s3
+def test_a_folder_moves_into_a_bucket_by_a_backup_but_not_the_other_way(
+    sqlite_engine: Engine,
+    settings: Settings,
+    bucket_settings: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = settings.storage / "snapshots/spring-sale/1/1/shard=0000/part-0.parquet"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"recipients")
+    backup.create(sqlite_engine, settings, tmp_path / "folder.tar", storage=True, on_rows=_quiet)
+    monkeypatch.setenv("MAILFLEET_HOME", str(tmp_path / "elsewhere"))
+    theirs = _in_bucket(bucket_settings, "theirs", monkeypatch)
+    engine = open_engine(theirs.url)
+    backup.restore(engine, theirs, tmp_path / "folder.tar", actor="test", on_rows=_quiet)
+    assert _objects(theirs) == {"snapshots/spring-sale/1/1/shard=0000/part-0.parquet": b"recipients"}
+
+    backup.create(engine, theirs, tmp_path / "bucket.tar", storage=True, on_rows=_quiet)
+    engine.dispose()
+    with pytest.raises(BackupError, match="set MAILFLEET_STORAGE_URL to an empty bucket"):
+        backup.restore(sqlite_engine, settings, tmp_path / "bucket.tar", actor="test", on_rows=_quiet)
+
+
+@pytest.mark.s3
+def test_an_object_that_goes_while_a_backup_is_taken_is_named(
+    sqlite_engine: Engine,
+    settings: Settings,
+    bucket_settings: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = _in_bucket(bucket_settings, "ours", monkeypatch)
+    (store(ours) / "ledgers/7/0-120").write_bytes(b"a line\n")
+    listed = S3Path.files
+
+    def files(path: S3Path) -> list[S3Path]:
+        return [*listed(path), path / "ledgers/7/120-240"]
+
+    monkeypatch.setattr(S3Path, "files", files)
+    with pytest.raises(BackupError, match="ledgers/7/120-240 was removed while the backup was taken; take it again"):
+        backup.create(sqlite_engine, ours, tmp_path / "fleet.tar", storage=True, on_rows=_quiet)
+    assert not (tmp_path / "fleet.tar").exists()
 
 
 @pytest.fixture

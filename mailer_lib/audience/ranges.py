@@ -223,7 +223,7 @@ def _statement(plan: SnapshotPlan, asked: _Asked) -> Select[Any]:
 
 @dataclass(frozen=True)
 class _Question:
-    """What was asked of a plan's last range. Making it anew took 20 ms, a tenth of a range of 12,000 people."""
+    """What was asked of a plan's last range. Making it anew took 4 ms, where a range of 12,000 people takes 53."""
 
     plan: SnapshotPlan
     known: catalogue.Catalogue

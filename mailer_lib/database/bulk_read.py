@@ -195,10 +195,7 @@ def read_blocks(
 def read_those(
     connection: Connection, statement: Select[Any], schema: pa.Schema, id_column: ColumnElement[int], ids: Sequence[int]
 ) -> Iterator[Block]:
-    """Likewise rows of these ids, which are different. Whose aren't there are left out.
-
-    90,000 of them, two columns, on SQLite: 0.07 s of CPU, where a row an object and ``IN`` of 5,000 marks took 0.31.
-    """
+    """Likewise rows of these ids, which are all different; ids without a row are left out."""
     statement = _packing(statement, schema).where(id_column.in_(select(column("contact_id")).select_from(table(_IDS))))
     if connection.dialect.name != "sqlite":
         connection.exec_driver_sql(f"SET SESSION group_concat_max_len = {MAX_BLOCK_BYTES}")
