@@ -165,7 +165,7 @@ def test_a_zone_that_closes_in_mid_shard_stops_its_rows_and_no_others(world: Wor
 def test_a_slot_with_granted_rows_rests_outside_the_window_and_comes_back(world: World, sink: SinkProcess) -> None:
     equip(world, sink)
     open_now = {"from": "00:00", "until": "00:00", "timezone": "UTC"}
-    send_id = ready_send(world, [300], send_window=open_now, pace_per_s=30.0)
+    send_id = ready_send(world, [1000], send_window=open_now, pace_per_s=30.0)
     running = Running(world, send_id, world.slot())
     running.until(lambda progress: progress.settled >= 20)
     later = now() + timedelta(hours=2)
@@ -178,7 +178,7 @@ def test_a_slot_with_granted_rows_rests_outside_the_window_and_comes_back(world:
     with read(world.engine) as connection:
         lease = connection.execute(select(leases).where(leases.c.send_id == send_id)).one()
     assert lease.state == "active"
-    assert lease.injected < lease.granted_through < 300  # rows are granted and not sent
+    assert lease.injected < lease.granted_through < 1000  # rows are granted and not sent
     assert not worth_a_look(world.engine, send_id, world.servers[0])
     with write(world.engine) as connection:
         connection.execute(
@@ -186,5 +186,5 @@ def test_a_slot_with_granted_rows_rests_outside_the_window_and_comes_back(world:
         )  # fmt: skip
     assert worth_a_look(world.engine, send_id, world.servers[0])
     assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.DONE
-    assert received(sink) == 300
+    assert received(sink) == 1000
     assert balance(world.engine, world.settings, send_id).balanced
