@@ -146,7 +146,9 @@ class Fleet:
             records.append(f"--mx-host={domain},mx.{domain},10")
         command = [
             "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--no-daemon",
-            f"--listen-address={self.switch.gateway}", "--bind-interfaces", "--user=root", "--cache-size=0", *records,
+            f"--listen-address={self.switch.gateway}", "--bind-interfaces", "--user=root", "--cache-size=0",
+            # What isn't there is answered as that, not refused for want of an upstream server.
+            "--local=/test/", "--local=/in-addr.arpa/", *records,
             *self._published,
         ]  # fmt: skip
         with (self.folder / "dns.log").open("wb") as log, self.switch.inside():
