@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailer_lib.agent.ledger import (
+    AMENDABLE,
+    Amended,
     Closed,
     Connected,
     Deferral,
@@ -39,9 +41,12 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Connected, conns, st.integers(1, 65535), times, st.integers(0, 2**63), st.integers(0, 2**62)),
     st.builds(Intent, rows, st.binary(min_size=16, max_size=16), st.integers(1, 99), conns, times),
     st.builds(Deferral, rows, st.integers(0, 499), words, words, times, times, words),
-    st.builds(
-        Final, rows, st.sampled_from(Outcome), st.integers(0, 599), words, words, conns, st.integers(0, 9), words,
-        times, words,
+    *(
+        st.builds(
+            kind, rows, st.sampled_from(Outcome), st.integers(0, 599), words, words, conns, st.integers(0, 9), words,
+            times, words,
+        )
+        for kind in (Final, Amended)
     ),
 )  # fmt: skip
 
@@ -303,3 +308,21 @@ def test_an_agent_that_dies_while_it_notes_them_leaves_that_to_the_next(tmp_path
     asked: list[Opened] = []
     LedgerWriter.open(path, HEADER, LATER, lambda state, before: asked.append(before) or [])
     assert asked == [OPENED]
+
+
+def amended(outcome: Outcome) -> Amended:
+    return Amended(0, outcome, 0, "", "q", "1.1", 0, "other", 9, "recalled: the send was stopped")
+
+
+def test_an_outcome_may_be_amended_where_it_can_change_and_nowhere_else() -> None:
+    was = Final(0, Outcome.INJECTED, 250, "", "q", "1.1", 0, "other", 8, "")
+    for before in Outcome:
+        for after in Outcome:
+            story = [HEADER, was._replace(outcome=before), decode(encode(amended(after)).rstrip(b"\n"))]
+            if after in AMENDABLE.get(before, ()):
+                assert LedgerState.of(story).outcomes == {0: after}
+            else:
+                with pytest.raises(LedgerError, match=f"row 0 is {before} and can't become {after}"):
+                    LedgerState.of(story)
+    with pytest.raises(LedgerError, match="row 0 is without an outcome"):
+        LedgerState.of([HEADER, amended(Outcome.CANCELLED)])

@@ -18,12 +18,19 @@ AT_MS = round(time.time() * 1000)
 
 
 def final(row: int, outcome: Outcome = Outcome.INJECTED, **values: object) -> Final:
-    defaults = {"code": 250, "enhanced": "2.0.0", "queue_id": f"q{row}", "conn": "1.1", "variant": 0, "text": ""}
+    defaults = {
+        "code": 250,
+        "enhanced": "2.0.0",
+        "queue_id": f"q{row}",
+        "conn": "1.1",
+        "variant": 0,
+        "text": "",
+        "t_ms": AT_MS,
+    }
     return Final(
         row=row,
         outcome=outcome,
         provider="gmail",
-        t_ms=AT_MS,
         **{**defaults, **values},  # type: ignore[arg-type]
     )
 

@@ -3,21 +3,19 @@
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
 
 from mailer_lib.agent.job import Status
-from mailer_lib.agent.ledger import Final, LedgerError, encode
+from mailer_lib.agent.recall import ListedMessage, QueueListing
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import dispatch_servers
 from mailer_lib.dispatch import control
-from mailer_lib.dispatch.books import balance, read_books
+from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.close import close_send
-from mailer_lib.dispatch.lease import leases_of_send, take_lease
+from mailer_lib.dispatch.lease import take_lease
 from mailer_lib.dispatch.loss import lose_server
 from mailer_lib.dispatch.reconciling import reconcile_server
 from mailer_lib.dispatch.slot import SlotState
@@ -25,8 +23,10 @@ from mailer_lib.dispatch.stranded import call_unknown, stranded_rows
 from mailer_lib.dispatch.unknown import unknown_rows
 from mailer_lib.fleet import servers
 from mailer_lib.fleet.names import FleetError
-from mailer_lib.terms import LeaseState, Outcome, ServerState
-from tests.dispatch.exim_world import equip_with_exim, queue_of
+from mailer_lib.identity import message_key
+from mailer_lib.terms import Outcome, ServerState
+from tests.dispatch.exim_world import equip_with_exim
+from tests.dispatch.ledgers import final, intents, leased, write_ledger
 from tests.dispatch.real import Running, job_folder, ready_send
 from tests.dispatch.world import World
 from tests.mta.exim import Exim
@@ -105,52 +105,6 @@ def test_a_lost_server_costs_what_it_was_granted_and_its_return_mends_that(
         assert servers.get(connection, "local-1").state is ServerState.STANDBY
 
 
-def test_what_its_mta_held_is_listed_as_stranded_and_resent_only_when_the_operator_says_so(
-    lost: tuple[World, int, Path], exims: tuple[Exim, Exim]
-) -> None:
-    world, send_id, away = lost
-    (loss,) = lose_server(world.engine, world.settings, "local-1", "ann")
-    finish_elsewhere(world, send_id)
-    books = balance(world.engine, world.settings, send_id)
-    rows = stranded_rows(world.engine, world.settings, SEND)
-    known = ROWS - loss.given_back - loss.unknown  # injected by the lost server, as far as the centre knows
-    assert len(rows) == known  # none of it was delivered: this Exim delivers nothing
-    assert {row.server for row in rows} == {"local-1"}
-    assert {row.message_key for row in rows} <= set(exims[0].queued())
-    assert any(row.why.startswith("lay in its queue") for row in rows)
-    assert books[Outcome.UNKNOWN] == loss.unknown  # listing changes nothing
-
-    assert call_unknown(world.engine, world.settings, SEND, "ann") == known
-    assert call_unknown(world.engine, world.settings, SEND, "ann") == 0
-    books = balance(world.engine, world.settings, send_id)
-    assert books.balanced
-    assert books[Outcome.UNKNOWN] == loss.unknown + known == len(unknown_rows(world.engine, world.settings, send_id))
-    assert stranded_rows(world.engine, world.settings, SEND) == []
-
-    come_back(world, away, exims[0])
-    reconcile_server(world.engine, world.settings, "local-1", "ann")
-    books = balance(world.engine, world.settings, send_id)
-    assert books[Outcome.INJECTED] == len(exims[0].queued()) + len(exims[1].queued())
-    assert books[Outcome.UNKNOWN] == 0
-
-
-def test_a_server_whose_folder_is_gone_stays_fenced_until_the_operator_says_that_it_is_gone(
-    lost: tuple[World, int, Path],
-) -> None:
-    world, send_id, _ = lost
-    (loss,) = lose_server(world.engine, world.settings, "local-1", "ann")
-    with pytest.raises(FleetError, match="no job folder of spring-sale#1"):
-        reconcile_server(world.engine, world.settings, "local-1", "ann")
-    with read(world.engine) as connection:
-        assert servers.get(connection, "local-1").state is ServerState.FENCED
-    reconcile_server(world.engine, world.settings, "local-1", "ann", gone=True)
-    with read(world.engine) as connection:
-        assert servers.get(connection, "local-1").state is ServerState.STANDBY
-    books, problems = read_books(world.engine, world.settings, send_id)
-    assert problems == []
-    assert books[Outcome.UNKNOWN] == loss.unknown
-
-
 def test_an_unreconciled_server_gets_no_lease_whatever_its_state_was_made(sqlite_world: World) -> None:
     world = sqlite_world
     send_id = ready_send(world, [10])
@@ -166,55 +120,31 @@ def test_an_unreconciled_server_gets_no_lease_whatever_its_state_was_made(sqlite
     assert take_lease(world.engine, send_id, world.servers[0], 0) is not None
 
 
-def test_a_server_that_was_only_cut_off_ends_with_its_grant_and_is_read_when_it_is_back(
-    sqlite_world: World, exims: tuple[Exim, Exim]
+def test_what_its_mta_held_is_listed_as_stranded_and_made_unknown_only_when_the_operator_says_so(
+    sqlite_world: World,
 ) -> None:
     world = sqlite_world
-    for number, exim in enumerate(exims):
-        equip_with_exim(world, exim, number)
-    send_id = ready_send(world, [ROWS])
-    control.set_pace(world.engine, SEND, 20, "ann")
-    running = Running(world, send_id, world.slot(), stop_agent=False)
-    running.until(lambda word: word.injected >= 20)
-    folder = job_folder(world, world.slot())
-    running.stop.set()
-    running.thread.join(60)  # the centre lost the server; its agent lives
-    cut_off = folder.with_name("cut-off")
-    folder.rename(cut_off)
-    (loss,) = lose_server(world.engine, world.settings, "local-1", "ann")
-    with read(world.engine) as connection:
-        (lease,) = leases_of_send(connection, send_id, LeaseState.LOST)
-    finish_elsewhere(world, send_id)
-    deadline = time.monotonic() + 30
-    while len(exims[0].queued()) < lease.granted_through and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(1)
-    assert len(exims[0].queued()) == lease.granted_through  # its grant to the end, and not one row of another epoch
-    assert not exims[0].queued().keys() & exims[1].queued().keys()
-
-    cut_off.rename(folder)
-    reconcile_server(world.engine, world.settings, "local-1", "ann")
-    books = balance(world.engine, world.settings, send_id)
-    assert books.balanced
-    assert (books[Outcome.INJECTED], books[Outcome.UNKNOWN], books[Outcome.CANCELLED]) == (ROWS, 0, 0)
-    assert len(queue_of(exims[0], send_id).messages()) == lease.granted_through  # left to its MTA
-    assert loss.unknown > 0
-
-
-def test_rows_that_were_never_granted_to_it_keep_a_server_fenced(
-    lost: tuple[World, int, Path], exims: tuple[Exim, Exim]
-) -> None:
-    world, send_id, away = lost
+    with write(world.engine) as connection:
+        connection.execute(dispatch_servers.update().values(mta="exim", mta_log="/x", mta_spool="/x"))
+    send_id = ready_send(world, [3])
+    lease = leased(world, send_id)
+    told = [*intents(world, lease, range(3)), *(final(row, t_ms=at) for row, at in ((0, 1000), (1, 1000), (2, 9000)))]
+    write_ledger(world, lease, told)
+    send_key = world.settings.identity().send_key("spring-sale", "1")
+    key = message_key(send_key, world.settings.identity().address_hash("p0@gmail.example"))
+    listed = ListedMessage(queue_id="q0", message_key=key.hex(), domain="gmail.example", received_at=1, frozen=False)
+    path = world.settings.storage / "queues" / str(send_id) / "local-1.0.json"
+    path.parent.mkdir(parents=True)
+    QueueListing(at=5.0, messages=(listed,)).store(path)
+    assert stranded_rows(world.engine, world.settings, SEND) == []  # it isn't lost
     lose_server(world.engine, world.settings, "local-1", "ann")
-    with read(world.engine) as connection:
-        (lease,) = leases_of_send(connection, send_id, LeaseState.LOST)
-    path = away / "ledgers" / lease.ledger_name
-    with path.open("ab") as file:
-        file.write(encode(Final(ROWS - 1, Outcome.INJECTED, 250, "", "q", "1.1", 0, "other", 1, "")))
-    assert lease.granted_through < ROWS
-    come_back(world, away, exims[0])
-    with pytest.raises(LedgerError, match="weren't granted"):
-        reconcile_server(world.engine, world.settings, "local-1", "ann")
-    with read(world.engine) as connection:
-        state = connection.scalar(select(dispatch_servers.c.state).where(dispatch_servers.c.name == "local-1"))
-    assert state == ServerState.FENCED
+    rows = stranded_rows(world.engine, world.settings, SEND)
+    assert [(row.queue_id, row.why) for row in rows] == [
+        ("q0", "lay in its queue at 00:00:05"),
+        ("q2", "taken after its queue was listed at 00:00:05"),
+    ]
+    assert call_unknown(world.engine, world.settings, SEND, "ann") == 2
+    assert call_unknown(world.engine, world.settings, SEND, "ann") == 0
+    books = balance(world.engine, world.settings, send_id)
+    assert (books[Outcome.INJECTED], books[Outcome.UNKNOWN]) == (1, 2)
+    assert len(unknown_rows(world.engine, world.settings, send_id)) == 2
