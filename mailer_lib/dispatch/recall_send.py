@@ -10,6 +10,7 @@ from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import leases, snapshots
 from mailer_lib.dispatch.channel import ChannelError
 from mailer_lib.dispatch.channels import open_channel
+from mailer_lib.dispatch.queue_listings import keep_listing
 from mailer_lib.dispatch.reattach import run_once, slots_of
 from mailer_lib.dispatch.recalling import RecallBooks, RecallReader
 from mailer_lib.dispatch.sends import SendError, SendRecord, find_send
@@ -19,6 +20,7 @@ from mailer_lib.fleet import servers
 from mailer_lib.settings import Settings
 from mailer_lib.terms import Control, MtaKind, Outcome, ServerState
 
+DONE = "send.recall"  # in the audit log
 _OUT_OF_REACH = frozenset({ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED})
 
 
@@ -29,6 +31,7 @@ class Recalled:
     slot: str
     messages: int = 0  # recalled, and booked as cancelled
     trouble: str = ""  # why nothing is known
+    again: bool = False  # it may be otherwise next time
 
 
 def recall_send(engine: Engine, settings: Settings, ref: str, actor: str, *, due_only: bool = False) -> list[Recalled]:
@@ -61,14 +64,16 @@ def recall_send(engine: Engine, settings: Settings, ref: str, actor: str, *, due
                 control = Control.RUN if due_only else Control.STOP
                 run_once(engine, settings, send, slot, channel, control=control, suppressions=lines)
                 RecallReader(RecallBooks(engine, settings, send.id, send.ref, actor), channel).sync()
+                keep_listing(settings, send.id, slot, channel)
                 channel.clear()
         except ChannelError as error:
-            found.append(Recalled(slot.folder, trouble=str(error)))
+            found.append(Recalled(slot.folder, trouble=str(error), again=True))
         else:
             found.append(Recalled(slot.folder, _cancelled(engine, send.id) - before))
     with write(engine) as connection:
         detail = {"due_only": due_only, "messages": sum(one.messages for one in found)}
-        audit.record(connection, actor, "send.recall", f"send:{send.ref}", detail)
+        whole = not any(one.again for one in found)  # what is due stays so until every queue was looked at
+        audit.record(connection, actor, DONE if whole else "send.recall-incomplete", f"send:{send.ref}", detail)
     return found
 
 

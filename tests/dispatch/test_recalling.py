@@ -1,5 +1,6 @@
 """Recalled messages in the books: real agents, a real Exim, and everything that reads ledgers."""
 
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from sqlalchemy import func, select, update
 
 from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import audit_log, leases, rollups_hourly, sends, shards
+from mailer_lib.database.schema import audit_log, leases, rollups_hourly, sends, shards, suppressions
 from mailer_lib.dispatch import control
 from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.close import close_send
+from mailer_lib.dispatch.recall_due import due_recalls
+from mailer_lib.dispatch.recall_send import Recalled, recall_send
 from mailer_lib.dispatch.row_outcome import row_outcome
 from mailer_lib.dispatch.slot import SlotState
 from mailer_lib.dispatch.topup import already_sent
@@ -59,7 +62,8 @@ def test_a_stopped_send_books_what_was_queued_as_cancelled(world: World, exim: E
     books = close_send(world.engine, world.settings, send_id)
 
     assert books.balanced
-    assert books[Outcome.INJECTED] == 1  # what Exim itself gave up
+    log = (job_folder(world, world.slot()) / "agent.log").read_text()
+    assert books[Outcome.INJECTED] == 1, log  # what Exim itself gave up
     assert books[Outcome.CANCELLED] == 79
     assert books.recalled >= 14
     assert not [message for message in queue_of(exim, send_id).messages() if message.queue_id != lying[0].queue_id]
@@ -69,8 +73,8 @@ def test_a_stopped_send_books_what_was_queued_as_cancelled(world: World, exim: E
         assert connection.scalar(select(func.sum(leases.c.injected))) == 1
         assert connection.scalar(select(sends.c.state)) == SendState.STOPPED
         assert connection.scalar(select(func.count()).where(audit_log.c.action == "send.recalled")) >= 1
-        shard_id = connection.scalars(select(shards.c.id).order_by(shards.c.number)).first()
-        said = [row_outcome(connection, store(world.settings), shard_id, row) for row in range(40)]
+        both = connection.scalars(select(shards.c.id)).all()
+        said = [row_outcome(connection, store(world.settings), shard, row) for shard in both for row in range(40)]
     assert any(word.reply and "recalled: the send was stopped" in word.reply for word in said)
 
 
@@ -80,11 +84,12 @@ def test_a_person_who_leaves_after_the_hand_over_is_booked_as_cancelled(world: W
     control.set_pace(world.engine, SEND, 10, "ann")
     running = Running(world, send_id, world.slot())
     running.until(lambda word: word.injected >= 5)
-    gone = world.settings.identity().address_hash("p0@gmail.example")
+    address = re.findall(r"^p\d+@\S+$", _recipients(exim)[0], re.MULTILINE)[0]
+    gone = world.settings.identity().address_hash(address)
     with write(world.engine) as connection:
         suppress(connection, address_hash=gone, reason=SuppressionReason.UNSUBSCRIBED, source="test", at=now())
     deadline = time.monotonic() + 20
-    while len(exim.queued()) and any("p0@" in text for text in _recipients(exim)) and time.monotonic() < deadline:
+    while len(exim.queued()) and any(address in text for text in _recipients(exim)) and time.monotonic() < deadline:
         time.sleep(0.1)
     control.set_pace(world.engine, SEND, None, "ann")
     assert running.report().state is SlotState.DONE
@@ -92,7 +97,7 @@ def test_a_person_who_leaves_after_the_hand_over_is_booked_as_cancelled(world: W
     assert books.balanced
     assert (books[Outcome.INJECTED], books[Outcome.CANCELLED], books.recalled) == (39, 1, 1)
     assert len(exim.queued()) == 39
-    assert not any("p0@" in text for text in _recipients(exim))
+    assert not any(address in text for text in _recipients(exim))
 
 
 def test_a_send_that_expires_takes_back_what_lies_in_the_queue(world: World, exim: Exim) -> None:
@@ -127,3 +132,29 @@ def test_a_send_that_ended_in_failure_keeps_its_queue(world: World, exim: Exim) 
 
 def _recipients(exim: Exim) -> list[str]:
     return [path.read_text(errors="replace") for path in exim.spool.rglob("input/**/*-H")]
+
+
+def test_who_leaves_after_a_send_is_over_is_found_due_once_and_taken_back(world: World, exim: Exim) -> None:
+    equip_with_exim(world, exim)
+    send_id = ready_send(world, [12])
+    assert Running(world, send_id, world.slot()).report().state is SlotState.DONE
+    close_send(world.engine, world.settings, send_id)
+    assert len(exim.queued()) == 12
+    assert due_recalls(world.engine, world.settings, now()) == []
+    gone = world.settings.identity().address_hash("p0@gmail.example")
+    with write(world.engine) as connection:
+        suppress(connection, address_hash=gone, reason=SuppressionReason.UNSUBSCRIBED, source="test", at=now())
+    assert due_recalls(world.engine, world.settings, now()) == [SEND]
+    assert recall_send(world.engine, world.settings, SEND, "ann", due_only=True) == [Recalled("local-1.0", 1)]
+    books = balance(world.engine, world.settings, send_id)
+    assert (books[Outcome.INJECTED], books[Outcome.CANCELLED], len(exim.queued())) == (11, 1, 11)
+    with write(world.engine) as connection:  # the minutes by which questions overlap are over
+        connection.execute(update(suppressions).values(created_at=now() - timedelta(minutes=10)))
+    assert due_recalls(world.engine, world.settings, now()) == []
+    with write(world.engine) as connection:
+        connection.execute(update(sends).values(expires_at=now()))
+    assert due_recalls(world.engine, world.settings, now()) == [SEND]
+    assert recall_send(world.engine, world.settings, SEND, "ann", due_only=True) == [Recalled("local-1.0", 11)]
+    with write(world.engine) as connection:
+        connection.execute(update(sends).values(expires_at=now()))
+    assert due_recalls(world.engine, world.settings, now()) == []  # its queue was seen empty
