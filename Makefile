@@ -4,10 +4,10 @@ PY = .venv/bin/python
 export MAILFLEET_HOME ?= $(CURDIR)/.demo/home
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test lint fmt bench bench-dispatch bench-audience fleet lock setup setup-demo clean
+.PHONY: help demo up down test lint fmt bench bench-dispatch bench-audience e2e fleet lock setup setup-demo clean
 
 help:  ## say what each target does
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-15s %s\n", $$1, $$2}'
 
 demo: setup-demo  ## a whole campaign through Airflow on this machine: 20,000 contacts, three dispatch servers
 	$(PY) -m examples.demo.run
@@ -19,7 +19,7 @@ down:  ## stop what `make up` started
 	@if [ -x $(PY) ]; then $(PY) -m examples.demo.down; fi
 
 test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
-	$(PY) -m pytest -n 2 --dist worksteal --durations 40 -m "not airflow" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --durations 40 -m "not airflow" $(ARGS)
 	$(PY) -m pytest --durations 12 -m airflow $(ARGS)  # each of these keeps two cores busy by itself
 
 lint: setup  ## ruff, mypy --strict, import-linter, ansible-lint
@@ -40,6 +40,9 @@ bench-dispatch: setup  ## the agent against peers and limits in the same run: N=
 
 bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed
 	$(PY) -m bench.audience
+
+e2e: setup  ## three bare hosts, provisioned, verified, and a campaign of 10,000 over SSH from Airflow (root; N hosts: HOSTS=3)
+	MAILFLEET_E2E_HOSTS=$(or $(HOSTS),3) MAILFLEET_E2E_PEOPLE=$(or $(PEOPLE),10000) $(PY) -m pytest -s tests/e2e/test_fleet.py
 
 fleet: setup  ## bare Debian hosts and mailbox providers on this machine, to play with (root); Ctrl-C ends it
 	$(PY) -m tests.hosts
