@@ -26,8 +26,10 @@ from mailer_lib.fleet import servers
 from mailer_lib.fleet.servers import DispatchServer
 from mailer_lib.settings import Settings
 from mailer_lib.sink.process import start
+from mailer_lib.terms import ServerState
 from tests.dispatch.real import Running, equip, ready_send, received
 from tests.dispatch.world import World
+from tests.fleet.verified import pretend_verified
 from tests.sshd import Sshd
 
 SECRETS = Secrets(dkim_key_pem="secret", token_key="00")
@@ -192,7 +194,10 @@ def over_ssh(world: World, sshd: Sshd, number: int = 0) -> Path:
     with write(world.engine) as connection:
         name = world.slot(number).server
         spec = servers.get(connection, name).spec().model_dump() | sshd.reached_as(jobs)
-        servers.add(connection, servers.make_spec(**spec), actor="test", replace=True)
+        servers.set_state(connection, name, ServerState.STANDBY, actor="test")
+        servers.add(connection, servers.make_spec(**spec | {"state": ServerState.STANDBY}), actor="test", replace=True)
+        pretend_verified(connection, name)
+        servers.set_state(connection, name, ServerState.ACTIVE, actor="test")
     return jobs
 
 
