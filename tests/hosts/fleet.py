@@ -77,7 +77,7 @@ class Fleet:
 
     def publish(self, zone_lines: Iterable[str]) -> None:
         """More records for the DNS of this internet, as a zone file has them: TXT, A, MX and PTR."""
-        for rrset in dns.zonefile.read_rrsets("\n".join(zone_lines), default_ttl=60):
+        for rrset in dns.zonefile.read_rrsets("\n".join(zone_lines), rdclass=None, default_ttl=60):
             name = rrset.name.to_text(omit_final_dot=True)
             for rdata in rrset:
                 match rrset.rdtype:
