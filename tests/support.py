@@ -43,3 +43,9 @@ def lasting_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def times(in_ci: int, thorough: int) -> int:
+    """How often something is killed: a few times in each run, and as often as it takes to be sure of it with
+    ``MAILFLEET_THOROUGH=1`` (half an hour more)."""
+    return thorough if os.environ.get("MAILFLEET_THOROUGH") == "1" else in_ci

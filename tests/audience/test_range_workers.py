@@ -23,6 +23,7 @@ from mailer_lib.database.schema import sends
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import shard_table
 from tests.audience.world import LONG_AGO, ON_THE_LIST, World
+from tests.support import times
 
 ROOT = Path(__file__).parents[2]
 FIRST = 1000  # id of the first send that the driver builds
@@ -125,7 +126,7 @@ def test_who_hears_of_progress_can_stop_it_all(sqlite_world: World, monkeypatch:
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize(("kills", "processes"), [(20, 1), (3, 2)])
+@pytest.mark.parametrize(("kills", "processes"), [(times(6, 20), 1), (times(2, 10), 2)])
 def test_killed_at_random_moments_and_run_again(world: World, kills: int, processes: int) -> None:
     fill(world)
     with write(world.engine) as connection:

@@ -17,11 +17,12 @@ from mailer_lib.database.engine import read
 from mailer_lib.database.schema import contacts, listed_hashes, suppressions
 from mailer_lib.terms import HashAlgorithm
 from tests.contacts.world import World
+from tests.support import times
 
 PEOPLE = 12_000
 NAMED = range(0, PEOPLE, 3)  # of whom the list has the hash
 STRANGERS = 6000  # hashes of nobody who is here
-KILLS = 8
+KILLS = times(4, 20)
 CHILD = """
 import sys
 from pathlib import Path

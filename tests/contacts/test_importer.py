@@ -32,6 +32,7 @@ from mailer_lib.database.schema import audit_log, contacts, import_jobs
 from mailer_lib.settings import Settings
 from mailer_lib.terms import ContactState, SubscriptionState, SuppressionReason
 from tests.contacts.world import World, at
+from tests.support import times
 
 HEAD = "E-Mail,First name,Language,City,Points,VIP,Customer since,Signed up at,Signed up from,Sign-up IP\n"
 LENA = "Lena@Example.org,Lena,de-AT,Linz,12,yes,2024-12-31,2026-03-01T10:00:00Z,/shop,192.0.2.1\n"
@@ -302,7 +303,7 @@ def test_killed_in_mid_import_and_run_again_it_is_as_if_nothing_happened(world: 
     assert world.tables() == interrupted
 
 
-KILLS = 20
+KILLS = times(6, 20)
 CHILD = """
 import sys
 from pathlib import Path

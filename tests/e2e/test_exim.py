@@ -1,10 +1,9 @@
 """Kills on the way into a real Exim: of the agent, of every process of Exim, of both. Nobody is forgotten, nothing is
 handed over twice (two queue ids for one Message-ID), and nothing has to be called unknown.
 
-Exim keeps what it took (no delivery), so its spool is the truth. ``MAILFLEET_EXIM_KILLS`` for more than CI's kills.
+Exim keeps what it took (no delivery), so its spool is the truth. ``MAILFLEET_THOROUGH=1`` for 100 kills.
 """
 
-import os
 import random
 import signal
 import time
@@ -17,9 +16,10 @@ from mailer_lib.agent.agent import ExitCode
 from mailer_lib.agent.job import Limits, SmtpServer
 from mailer_lib.terms import MtaKind, Outcome
 from tests.mta.exim import Exim
+from tests.support import times
 from tests.support_agent import JobBuilder, recipients
 
-KILLS = int(os.environ.get("MAILFLEET_EXIM_KILLS", "30"))
+KILLS = times(10, 100)
 ROWS_A_KILL = 60
 SHARD_ROWS = 600
 PER_S = 200.0  # spreads the send over the kills

@@ -16,11 +16,12 @@ from mailer_lib.agent.agent import ExitCode
 from mailer_lib.agent.job import Limits
 from mailer_lib.sink.process import start
 from mailer_lib.terms import Outcome
+from tests.support import times
 from tests.support_agent import JobBuilder, message_ids, recipients, sink_server
 
 ROWS = 5_000
 SHARDS = 5
-KILLS = 30
+KILLS = times(12, 30)
 PER_S = 600.0  # spreads the send over the kills
 # The MTA takes its time after the last dot, so that messages are on their way at any moment
 SLOW = """
