@@ -82,7 +82,7 @@ class Fleet:
             for rdata in rrset:
                 match rrset.rdtype:
                     case dns.rdatatype.TXT:
-                        texts = ",".join(f'"{text.decode()}"' for text in rdata.strings)
+                        texts = ",".join(text.decode() for text in rdata.strings)  # dnsmasq would keep quotes
                         self._published.append(f"--txt-record={name},{texts}")
                     case dns.rdatatype.A:
                         self._published.append(f"--host-record={name},{rdata.address}")
