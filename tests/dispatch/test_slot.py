@@ -182,7 +182,7 @@ def test_an_expired_send_hands_nothing_more_over(sqlite_world: World, sink: Sink
 
 def test_a_killed_agent_is_started_again_and_nobody_gets_it_twice(world: World, sink: SinkProcess) -> None:
     equip(world, sink)
-    send_id = ready_send(world, [150], pace_per_s=60.0)
+    send_id = ready_send(world, [400], pace_per_s=60.0)
     slot = Running(world, send_id, world.slot())
     channel = LocalChannel(job_folder(world, world.slot()))
     pids: set[int] = set()
@@ -202,8 +202,8 @@ def test_a_killed_agent_is_started_again_and_nobody_gets_it_twice(world: World, 
     assert report.state is SlotState.DONE
     assert len(pids) == 2
     books = balance(world.engine, world.settings, send_id)
-    assert (books[Outcome.INJECTED], books[Outcome.UNKNOWN], books.duplicates) == (150, 0, 0)
-    assert received(sink) == 150
+    assert (books[Outcome.INJECTED], books[Outcome.UNKNOWN], books.duplicates) == (400, 0, 0)
+    assert received(sink) == 400
 
 
 def test_a_slot_that_comes_back_sends_what_it_was_granted_after_others_went_on_with_the_shard(
