@@ -19,8 +19,8 @@ from rich.console import Console
 from sqlalchemy import func, select
 
 from examples.demo.airflow_api import AirflowApi
-from examples.demo.commands import DemoError, mailfleet
-from examples.demo.stack import OPERATOR, Stack, free_port
+from examples.demo.commands import DemoError, mailfleet, python_module
+from examples.demo.stack import OPERATOR, PROJECT, Stack, free_port
 from examples.demo.up import make_pools
 from mailer_lib.database.engine import open_engine, read
 from mailer_lib.database.schema import leases
@@ -93,7 +93,10 @@ def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
     root = tmp_path_factory.mktemp("company")
     before = dict(os.environ)
     with Fleet(tmp_path_factory.mktemp("internet"), hosts=HOSTS, providers=PROVIDERS) as fleet, fleet.switch.inside():
+        port = free_port()
         env = {
+            "MAILFLEET_PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "MAILFLEET_SERVE_PORT": str(port),
             "MAILFLEET_HOME": str(root / "home"),
             "MAILFLEET_SHARD_ROWS": str(max(50, PEOPLE // 12)),
             "MAILFLEET_DNS_SERVER": fleet.switch.gateway,
@@ -149,6 +152,7 @@ def set_up(company: Company) -> None:
     (company.root / "letter.html").write_text(LETTER)
     (company.root / "campaign.yaml").write_text(CAMPAIGN)
     company.command("campaign", "create", str(company.root / "campaign.yaml"))
+    company.stack.processes.start("serve", python_module("serve"), company.stack.env, cwd=PROJECT)
 
 
 def provision(company: Company, names: list[str]) -> None:
