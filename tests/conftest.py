@@ -203,3 +203,12 @@ def mailfleet(settings: Settings, capfd: pytest.CaptureFixture[str]) -> Callable
         return Ran(code, *capfd.readouterr())
 
     return run
+
+
+_LONG = ("image", "fleet", "fault")  # minutes each, and mostly one core: begun last, they would leave the other idle
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first."""
+    long = {item.path for item in items if any(item.get_closest_marker(mark) for mark in _LONG)}
+    items.sort(key=lambda item: item.path not in long)
