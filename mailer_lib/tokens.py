@@ -117,7 +117,8 @@ def verify(token_key: bytes, text: str, *kinds: TokenKind) -> Token:
         raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
     except (ValueError, binascii.Error) as error:
         raise BadTokenError("not a token") from error
-    if len(raw) != _PAYLOAD.size + _MAC_BYTES:
+    canonical = base64.urlsafe_b64encode(raw).decode() == text  # the decoder passes over padding that is too much
+    if len(raw) != _PAYLOAD.size + _MAC_BYTES or not canonical:
         raise BadTokenError("not a token")
     payload, mac = raw[: _PAYLOAD.size], raw[_PAYLOAD.size :]
     kind, link, send_id, contact_id, key = _PAYLOAD.unpack(payload)

@@ -12,7 +12,7 @@ import pytest
 from tests.airflow_home import PROJECT
 
 DAGS = PROJECT / "dags"
-EXPECTED = {"campaign_control", "campaign_schedule", "campaign_send", "fleet_health", "fleet_scale"}
+EXPECTED = {"campaign_control", "campaign_schedule", "campaign_send", "fleet_health", "fleet_scale", "recall_due"}
 _PARSE = """
 import json, socket, sys, time
 

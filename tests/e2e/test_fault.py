@@ -34,7 +34,7 @@ domains:
 @pytest.mark.e2e
 @pytest.mark.fault
 @pytest.mark.timeout(240)
-def test_thirty_kills_lose_nobody_and_mail_nobody_twice(tmp_path: Path) -> None:
+def test_kills_lose_nobody_and_mail_nobody_twice(tmp_path: Path) -> None:
     moments = random.Random(20261124)
     with start(tmp_path, name="mx", rules=SLOW) as sink:
         job = JobBuilder(tmp_path / "job", sink_server(sink.port, sink.mainlog, connections=8)).write()
