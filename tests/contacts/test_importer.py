@@ -303,7 +303,7 @@ def test_killed_in_mid_import_and_run_again_it_is_as_if_nothing_happened(world: 
     assert world.tables() == interrupted
 
 
-KILLS = times(4, 20)
+KILLS = times(8, 20)
 CHILD = """
 import sys
 from pathlib import Path
