@@ -117,7 +117,7 @@ class AirflowApi:
         if answer.status_code != httpx.codes.OK:
             raise _refused(answer)
 
-    def wait_for_question(self, dag_id: str, run_id: str, timeout_s: float = 120.0) -> dict[str, Any]:
+    def wait_for_question(self, dag_id: str, run_id: str, timeout_s: float = 300.0) -> dict[str, Any]:
         """Until the run asks for approval.
 
         Raises:
