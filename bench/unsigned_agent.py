@@ -3,6 +3,9 @@
 import sys
 from typing import Any
 
+if __name__ == "__main__":
+    sys.modules.setdefault("numpy", None)  # type: ignore[arg-type]  # as the shipped one does
+
 from mailer_lib.agent import agent
 from mailer_lib.agent.__main__ import main
 from mailer_lib.message.builder import MessageBuilder

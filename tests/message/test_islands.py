@@ -6,9 +6,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jinja2 import TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
 
 from mailer_lib.message.builder import RenderError
-from mailer_lib.message.islands import Island, Static, TemplateProblemError, TokenSlot, UrlForm, compile_islands
+from mailer_lib.message.islands import (
+    Island,
+    Static,
+    TemplateProblemError,
+    TokenSlot,
+    UrlForm,
+    compile_islands,
+    looked_up,
+)
 from mailer_lib.message.language import TemplateLanguage
 from tests.message.world import builder, bundle, parts, read, recipient, verifies
 
@@ -95,6 +104,15 @@ def test_every_template_with_every_value(template: str, a: str, b: str, number: 
     assert built.data.endswith(b"\r\n")
     assert b"\r" not in built.data.replace(b"\r\n", b"")
     assert b"\n" not in built.data.replace(b"\r\n", b"")
+
+
+@settings(max_examples=60)
+@given(st.one_of(TEMPLATE, st.lists(EXPRESSION, max_size=3).map("".join)))
+@example("{{ range(contact.a) }}{{ link(x)|upper if (y is odd) else [z, {'k': w ~ v}] }}")
+def test_the_names_that_a_template_looks_up_are_those_that_jinja_finds(template: str) -> None:
+    language = TemplateLanguage(autoescape=True)
+
+    assert looked_up(language.parse(template), language) == find_undeclared_variables(language.parse(template))
 
 
 @settings(max_examples=8, deadline=None)
