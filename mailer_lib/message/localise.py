@@ -6,6 +6,7 @@
 
 from collections.abc import Mapping
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import pass_context
@@ -41,6 +42,7 @@ MONTHS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+@lru_cache(maxsize=1024)  # a newsletter says the same number of points four times
 def number(value: float, language: str, decimals: int | None = None) -> str:
     """``value`` grouped by thousands; as many decimals as asked for, or as it has (at most 6)."""
     group, point = SEPARATORS.get(language, (_NARROW_SPACE, "."))
@@ -62,7 +64,7 @@ def number_filter(context: Context, value: Any, decimals: int | None = None, lan
     """``{{ x|number }}``, ``|number(2)``, ``|number(language="en")``; what isn't a number stays as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    return number(value, language or language_of(context), decimals)
+    return number(value or 0, language or language_of(context), decimals)  # -0.0 is 0
 
 
 @pass_context

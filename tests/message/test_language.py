@@ -78,6 +78,7 @@ def render(source: str, locale: str | None = None, **contact: object) -> str:
         ("{{ contact.d|date }}", "xx", "2026-11-24"),
         ('{{ contact.d|date("fr") }}', "xx", "24 novembre 2026"),
         ("{{ contact.word|date }} {{ contact.word|number }}", "en", "soon soon"),
+        ("{{ -0.0|number }} {{ 0|number }} {{ (1 == 1)|number }} {{ 1.0|number }}", "en", "0 0 True 1"),
     ],
 )
 def test_numbers_and_dates(source: str, locale: str | None, text: str) -> None:
