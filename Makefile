@@ -19,7 +19,7 @@ down:  ## stop what `make up` started
 	@if [ -x $(PY) ]; then $(PY) -m examples.demo.down; fi
 
 test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 -m "not airflow" $(ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40 -m "not airflow" $(ARGS)
 	$(PY) -m pytest --durations 12 -m "airflow and not fleet" $(ARGS)  # each of these keeps two cores busy by itself
 
 lint: setup  ## ruff, mypy --strict, import-linter, ansible-lint
