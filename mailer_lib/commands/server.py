@@ -181,6 +181,7 @@ def key() -> None:
 app.command()(server_health.health)
 for command in (
     server_life.provision,
+    server_life.configure,
     server_life.verify,
     server_life.activate,
     server_life.drain,

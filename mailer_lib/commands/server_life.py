@@ -1,5 +1,6 @@
-"""``mailfleet server provision | verify | activate | drain | retire | state``: the way into service, and out of it."""
+"""``mailfleet server provision|configure|verify|activate|drain|retire|state``: the way into service, and out of it."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +9,7 @@ from mailer_lib.commands.context import console, error_console, open_context
 from mailer_lib.terms import FindingLevel, ServerState
 
 if TYPE_CHECKING:
+    from mailer_lib.fleet.playbooks import HostResult, PlaybookEvent
     from mailer_lib.fleet.server_checks import Check
     from mailer_lib.fleet.servers import DispatchServer
 
@@ -15,25 +17,21 @@ _STYLES = {FindingLevel.ERROR: "bold red", FindingLevel.WARNING: "yellow", Findi
 
 Name = Annotated[str, typer.Argument(help="Name of the dispatch server.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for the audit log.")]
+AdminUser = Annotated[str, typer.Option(help="Who logs in to install; may become root by sudo.")]
+Check_ = Annotated[bool, typer.Option("--check", help="Say what would change, and change nothing.")]
 
 
 def provision(
     names: Annotated[list[str], typer.Argument(help="Dispatch servers with the channel ssh; several go on at once.")],
     *,
-    admin_user: Annotated[str, typer.Option(help="Who logs in to install; may become root by sudo.")] = "root",
-    check: Annotated[bool, typer.Option("--check", help="Say what would change, and change nothing.")] = False,
+    admin_user: AdminUser = "root",
+    check: Check_ = False,
 ) -> None:
     """Make dispatch servers out of bare Debian 12 machines, or bring them up to date: Exim, firewall, agent.
 
     Safe to run again. A server on which agents run is refused when it would change their release.
     """
     from mailer_lib.fleet import provisioning
-    from mailer_lib.fleet.playbooks import PlaybookEvent
-    from mailer_lib.terms import HostOutcome
-
-    def show_event(event: PlaybookEvent) -> None:
-        if event.outcome is not HostOutcome.OK:
-            console().print(f"{event.host}: {event.task}: {event.text or event.outcome}", markup=False)
 
     with open_context() as context:
         results = provisioning.provision(
@@ -45,12 +43,25 @@ def provision(
             on_event=show_event,
             check=check,
         )
-    for result in results.values():
-        failed = result.outcome is HostOutcome.FAILED
-        where = f" ({result.task})" if result.task else ""
-        console().print(f"{result.host}: {'failed' if failed else 'well'}: {result.sentence}{where}", markup=False)
-    if any(result.outcome is HostOutcome.FAILED for result in results.values()):
-        raise typer.Exit(1)
+    print_results(results)
+
+
+def configure(
+    names: Annotated[list[str], typer.Argument(help="Dispatch servers that were provisioned; several go on at once.")],
+    *,
+    admin_user: AdminUser = "root",
+    check: Check_ = False,
+) -> None:
+    """Bring Exim's configuration up to date: limits by mailbox provider, return-path domains, source addresses.
+
+    Validated first, and the one before is put back when Exim isn't well with it. A server in service goes on sending.
+    """
+    from mailer_lib.fleet.upkeep import Upkeep
+
+    with open_context() as context:
+        upkeep = Upkeep(context.engine, context.settings, context.actor, admin_user, show_event, check)
+        results = upkeep.configure(names)
+    print_results(results)
 
 
 def verify(
@@ -116,18 +127,29 @@ def activate(
     console().print(f"dispatch server {name}: {after}{more}")
 
 
-def drain(name: Name, *, reason: Reason = None) -> None:
-    """It takes no new lease and ends what it has. Then its MTA's queue empties, and it can be retired."""
-    from mailer_lib.database.engine import write
+def drain(
+    name: Name,
+    *,
+    reason: Reason = None,
+    wait_s: Annotated[
+        int, typer.Option(help="Seconds to wait for its agents, and for its queues, if it was provisioned.", min=0)
+    ] = 0,
+    admin_user: AdminUser = "root",
+) -> None:
+    """It takes no new lease and ends what it has. Then its MTA's queue empties, and it can be retired.
+
+    With --wait-s a server that was provisioned is watched until nothing is left there; exit code 1 when something is.
+    """
     from mailer_lib.dispatch import retiring
-    from mailer_lib.fleet import servers
+    from mailer_lib.fleet.upkeep import Upkeep
 
     with open_context() as context:
-        with write(context.engine) as connection:
-            servers.set_state(connection, name, ServerState.DRAINING, actor=context.actor, reason=reason)
-            server = servers.get(connection, name)
+        server = retiring.begin_drain(context.engine, name, actor=context.actor, reason=reason)
+        console().print(f"dispatch server {name}: draining")
+        if wait_s:
+            upkeep = Upkeep(context.engine, context.settings, context.actor, admin_user, show_event)
+            print_results(upkeep.wait_drained([name], wait_s))
         left = retiring.look(context.engine, context.settings, server)
-    console().print(f"dispatch server {name}: draining")
     waits = retiring.why_not_retire(left)
     console().print(waits or f"nothing is left on it: `mailfleet server retire {name}`")
 
@@ -138,13 +160,42 @@ def retire(
     give_up_queue: Annotated[
         bool, typer.Option("--give-up-queue", help="Although its MTA still holds mail, or can't be asked.")
     ] = False,
+    gone: Annotated[
+        bool, typer.Option("--gone", help="Its machine doesn't exist any more: nothing is asked of it, or done there.")
+    ] = False,
+    admin_user: AdminUser = "root",
 ) -> None:
-    """Take a drained server out of the fleet, once nothing of ours is left on it."""
+    """Take a drained server out of the fleet, once nothing of ours is left on it.
+
+    One that was provisioned is stopped and closed, and job folders, keys and agent are removed there; Exim's logs stay.
+    A rented machine is given back. Call it again after a failure.
+    """
+    from mailer_lib.commands.errors import CommandError
     from mailer_lib.dispatch import retiring
+    from mailer_lib.dispatch.server_builder import FleetBuilder
+    from mailer_lib.fleet.hosts import HostsError, source_of
+
+    def say(line: str) -> None:
+        console().print(line, markup=False)
 
     with open_context() as context:
-        retiring.retire(context.engine, context.settings, name, actor=context.actor, give_up_queue=give_up_queue)
-    console().print(f"dispatch server {name}: retired. Its name stays in SPF until you print and publish it again")
+        try:
+            given_back = retiring.retire(
+                context.engine,
+                context.settings,
+                name,
+                actor=context.actor,
+                builder=FleetBuilder(context.engine, context.settings, context.actor, say, admin_user),
+                hosts=source_of(context.settings),
+                give_up_queue=give_up_queue,
+                gone=gone,
+            )
+        except HostsError as error:
+            raise CommandError(f"{name} is retired, but its machine isn't given back: {error}") from None
+    back = ", and its machine is given back" if given_back else ""
+    console().print(
+        f"dispatch server {name}: retired{back}. Its name stays in SPF until you print and publish it again"
+    )
 
 
 def state(
@@ -157,6 +208,26 @@ def state(
     with open_context() as context, write(context.engine) as connection:
         servers.set_state(connection, name, state, actor=context.actor, reason=reason)
     console().print(f"dispatch server {name}: {state}")
+
+
+def show_event(event: "PlaybookEvent") -> None:
+    """What changed on a host, or failed there."""
+    from mailer_lib.terms import HostOutcome
+
+    if event.outcome is not HostOutcome.OK:
+        console().print(f"{event.host}: {event.task}: {event.text or event.outcome}", markup=False)
+
+
+def print_results(results: "Mapping[str, HostResult]") -> None:
+    """Each host's; exit code 1 when one failed."""
+    from mailer_lib.terms import HostOutcome
+
+    for result in results.values():
+        failed = result.outcome is HostOutcome.FAILED
+        where = f" ({result.task})" if result.task else ""
+        console().print(f"{result.host}: {'failed' if failed else 'well'}: {result.sentence}{where}", markup=False)
+    if any(result.outcome is HostOutcome.FAILED for result in results.values()):
+        raise typer.Exit(1)
 
 
 def print_check(server: "DispatchServer", check: "Check | None") -> None:

@@ -333,6 +333,7 @@ dispatch_servers = Table(
     Column("per_hour", Integer, comment="NULL: no limit of its own"),
     Column("per_day", Integer, comment="rows granted on a day in UTC; NULL: no cap of its own"),
     Column("warmup", JSON(none_as_null=True), comment="ramp: messages on each day; NULL: the sending pool's"),
+    Column("provisioned_at", UtcDateTime, comment="when our playbook was last through; NULL: its owner installs it"),
     Column("unreconciled", Boolean, nullable=False, server_default="0", comment="lost, and not read since"),
     Column("warming_from", UtcDateTime, comment="midnight of the first day that something was granted while warming"),
     Column("served_until", UtcDateTime, comment="when it last left the state active: its address is warm for a while"),

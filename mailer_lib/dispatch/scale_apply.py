@@ -134,19 +134,13 @@ class Applier:
 
     def _retire(self, server: DispatchServer) -> str:
         """Only what is empty at this moment is taken away: the decision was made from an older look."""
-        if server.state is not ServerState.RETIRED:
-            self._check_empty(server)
         if server.machine_id is None:
+            self._check_empty(server)
             self._set_state(server.name, ServerState.STANDBY)
             return f"{server.name} is on standby"
-        if self.hosts is None:
-            raise FleetError(
-                f"{server.name} is rented, and MAILFLEET_HETZNER_TOKEN_REF is missing: nobody can give it back"
-            )
-        if server.state is not ServerState.RETIRED:
-            self._builder().retire(server.name)
-            self._set_state(server.name, ServerState.RETIRED)
-        self.hosts.delete(server.machine_id)
+        retiring.retire(
+            self.engine, self.settings, server.name, actor=self.actor, builder=self.builder, hosts=self.hosts
+        )
         return f"{server.name} is retired, and its machine is given back"
 
     def _check_empty(self, server: DispatchServer) -> None:

@@ -6,12 +6,12 @@ from typing import Protocol
 
 from sqlalchemy import Engine
 
-from mailer_lib.database.engine import read
 from mailer_lib.dispatch.server_verification import verify_server
-from mailer_lib.fleet import provisioning, servers
+from mailer_lib.fleet import provisioning
 from mailer_lib.fleet.findings import is_error
 from mailer_lib.fleet.names import FleetError
-from mailer_lib.fleet.playbooks import HostResult, Playbook, PlaybookEvent, run_playbook
+from mailer_lib.fleet.playbooks import HostResult, PlaybookEvent
+from mailer_lib.fleet.upkeep import Upkeep
 from mailer_lib.settings import Settings
 from mailer_lib.terms import HostOutcome
 
@@ -33,8 +33,8 @@ class ServerBuilder(Protocol):
             FleetError: it may not; the sentence says what is missing.
         """
 
-    def retire(self, name: str) -> None:
-        """Stop its MTA and agent. Called only when its queue is empty.
+    def retire(self, name: str, *, give_up_queue: bool = False) -> None:
+        """Stop its MTA and agent, and remove what is ours. Refused while something is queued, unless that is given up.
 
         Raises:
             FleetError: it can't be reached, or the playbook fails.
@@ -49,9 +49,12 @@ class FleetBuilder:
     settings: Settings
     actor: str
     say: Callable[[str], object]
+    admin_user: str = provisioning.ADMIN_USER
 
     def provision(self, name: str) -> None:
-        results = provisioning.provision(self.engine, self.settings, [name], actor=self.actor, on_event=self._tell)
+        results = provisioning.provision(
+            self.engine, self.settings, [name], actor=self.actor, admin_user=self.admin_user, on_event=self._tell
+        )
         _check(results[name], "provisioned")
 
     def verify(self, name: str) -> None:
@@ -66,10 +69,9 @@ class FleetBuilder:
                 f"`mailfleet server verify {name}` shows the records to publish"
             )
 
-    def retire(self, name: str) -> None:
-        with read(self.engine) as connection:
-            host = provisioning.playbook_host(connection, servers.get(connection, name))
-        _check(run_playbook(self.settings, Playbook.RETIRE, [host], on_event=self._tell)[name], "retired")
+    def retire(self, name: str, *, give_up_queue: bool = False) -> None:
+        upkeep = Upkeep(self.engine, self.settings, self.actor, self.admin_user, self._tell)
+        _check(upkeep.retire([name], give_up_queue=give_up_queue)[name], "retired")
 
     def _tell(self, event: PlaybookEvent) -> None:
         if event.outcome is not HostOutcome.OK:

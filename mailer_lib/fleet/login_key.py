@@ -49,10 +49,17 @@ def public_line(settings: Settings) -> str:
         SecretRefError: the private key isn't there.
         FleetError: it isn't one.
     """
+    return public_half(private_text(settings), f"{settings.ssh_key_ref} (MAILFLEET_SSH_KEY_REF)")
+
+
+def public_half(private: str, where: str) -> str:
+    """The line for ``authorized_keys`` of a private key; ``where`` it comes from is for the sentence.
+
+    Raises:
+        FleetError: it isn't one.
+    """
     try:
-        key = load_ssh_private_key(private_text(settings).encode(), None)
+        key = load_ssh_private_key((private.strip() + "\n").encode(), None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise FleetError(
-            f"{settings.ssh_key_ref} (MAILFLEET_SSH_KEY_REF) isn't a private key of OpenSSH without a passphrase"
-        ) from None
+        raise FleetError(f"{where} isn't a private key of OpenSSH without a passphrase") from None
     return f"{key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()} mailfleet"

@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from mailer_lib.contacts.providers import domains_of
-from mailer_lib.database.engine import read, write
+from mailer_lib.database.audit import record
+from mailer_lib.database.engine import now, read, write
 from mailer_lib.fleet import domains, pools, servers
 from mailer_lib.fleet.login_key import public_line
 from mailer_lib.fleet.names import FleetError
@@ -57,7 +58,16 @@ def provision(
             for server in found:
                 if results[server.name].outcome is not HostOutcome.FAILED:
                     servers.add(connection, provisioned(server), actor=actor, replace=True)
+                    servers.set_provisioned(connection, server.name, now())
+            note(connection, actor, Playbook.PROVISION, results)
     return results
+
+
+def note(connection: Connection, actor: str, playbook: Playbook, results: Mapping[str, HostResult]) -> None:
+    """What a playbook came to on each host, for the audit log."""
+    for result in results.values():
+        detail = {"outcome": result.outcome, "result": result.sentence} | ({"task": result.task} if result.task else {})
+        record(connection, actor, f"playbook {playbook}", f"server:{result.host}", detail)
 
 
 def provisioned(server: DispatchServer) -> servers.ServerSpec:

@@ -119,6 +119,7 @@ class DispatchServer(ServerSpec):
     warming_from: datetime | None = None
     served_until: datetime | None = None  # when it last left the state active
     machine_from: HostProvider = HostProvider.INVENTORY
+    provisioned_at: datetime | None = None  # when our playbook was last through
     machine_id: str | None = None  # what the one whom it is rented from calls it
     unreconciled: bool = False  # it was lost, and its ledgers haven't been read since
     created_at: datetime
@@ -156,6 +157,8 @@ def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool =
     if existing is not None and spec.host_key is None and _same_place(existing, spec):
         spec = spec.model_copy(update={"host_key": existing.host_key})
     values = spec.model_dump(exclude={"pool"}) | {"pool_id": pool.id, "updated_at": now()}
+    if existing is not None and not _same_place(existing, spec):
+        values["provisioned_at"] = None  # another machine
     if existing is None:
         if states.needs_verification(spec.channel, spec.state):
             raise FleetError(
@@ -246,6 +249,11 @@ def _check_state(connection: Connection, server: DispatchServer, before: ServerS
     if wrong is not None:
         change = f"go from {before} to {after}" if before is not after else f"stay {after}"
         raise FleetError(f"{server.name} can't {change}: {wrong}")
+
+
+def set_provisioned(connection: Connection, name: str, at: datetime | None) -> None:
+    """Whether, and since when, it is what our playbook makes of a machine."""
+    connection.execute(update(dispatch_servers).where(dispatch_servers.c.name == name).values(provisioned_at=at))
 
 
 def fence(connection: Connection, name: str, *, actor: str) -> None:

@@ -12,7 +12,10 @@ import pytest
 from tests.airflow_home import PROJECT
 
 DAGS = PROJECT / "dags"
-EXPECTED = {"campaign_control", "campaign_schedule", "campaign_send", "fleet_health", "fleet_scale", "recall_due"}
+EXPECTED = {
+    "campaign_control", "campaign_schedule", "campaign_send", "fleet_health", "fleet_scale", "recall_due",
+    "server_control",
+}  # fmt: skip
 _PARSE = """
 import json, socket, sys, time
 

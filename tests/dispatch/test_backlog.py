@@ -314,13 +314,15 @@ class Builder:
 
     def provision(self, name: str) -> None:
         self._note("provision", name)
+        with write(self.world.engine) as connection:
+            servers.set_provisioned(connection, name, now())
 
     def verify(self, name: str) -> None:
         self._note("verify", name)
         with write(self.world.engine) as connection:
             pretend_verified(connection, name)
 
-    def retire(self, name: str) -> None:
+    def retire(self, name: str, *, give_up_queue: bool = False) -> None:
         self._note("retire", name)
 
 

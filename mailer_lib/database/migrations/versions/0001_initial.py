@@ -272,6 +272,7 @@ def upgrade() -> None:
     sa.Column('per_hour', sa.Integer(), nullable=True, comment='NULL: no limit of its own'),
     sa.Column('per_day', sa.Integer(), nullable=True, comment='rows granted on a day in UTC; NULL: no cap of its own'),
     sa.Column('warmup', sa.JSON(none_as_null=True), nullable=True, comment="ramp: messages on each day; NULL: the sending pool's"),
+    sa.Column('provisioned_at', UtcDateTime(), nullable=True, comment='when our playbook was last through; NULL: its owner installs it'),
     sa.Column('unreconciled', sa.Boolean(), server_default='0', nullable=False, comment='lost, and not read since'),
     sa.Column('warming_from', UtcDateTime(), nullable=True, comment='midnight of the first day that something was granted while warming'),
     sa.Column('served_until', UtcDateTime(), nullable=True, comment='when it last left the state active: its address is warm for a while'),
