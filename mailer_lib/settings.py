@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     verified_for_days: Annotated[
         int, Field(ge=1, le=365, description="doctor wants a dispatch server verified again after so many")
     ] = 30
+    job_folder_days: Annotated[
+        int, Field(ge=4, le=365, description="job folders go so many days after their send is over")
+    ] = 14
     approver_must_differ: Annotated[bool, Field(description="who launches a send can't approve it")] = False
     scale_automatic: Annotated[
         bool, Field(description="what the fleet_scale DAG decides is done without asking anybody")

@@ -2,8 +2,8 @@
 session of SSH: frames (``frames.py``) on stdin and stdout.
 
 It says first who it is: ``{"hello": PROTOCOL, "release": …}``. Then each request ``{"id", "job", "op", …}`` has one
-answer ``{"id", …}`` or ``{"id", "error"}``, in any order. The operations are those of ``JobHost`` and no others. It
-ends with stdin; the agents that it started live on.
+answer ``{"id", …}`` or ``{"id", "error"}``, in any order. The operations are those of ``JobHost``, and to list
+and remove folders. It ends with stdin; the agents that it started live on.
 """
 
 import os
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from mailer_lib.agent.frames import MAX_PAYLOAD, Decoder, Frame, FrameError, encode
 from mailer_lib.agent.job import ControlFile, Job, Secrets
+from mailer_lib.agent.job_folders import list_folders, remove_folder
 from mailer_lib.agent.job_host import ChannelError, JobHost
 from mailer_lib.release import release
 
@@ -46,6 +47,8 @@ class Op(StrEnum):
     KILL = "kill"
     LOG_TAIL = "log_tail"
     CLEAR = "clear"
+    REMOVE = "remove"  # the whole folder
+    FOLDERS = "folders"  # which there are; of no job
 
 
 Answer = tuple[dict[str, Any], bytes]
@@ -142,10 +145,16 @@ class Jobs:
         """The frame that answers a request, whatever the request is."""
         number = request.header.get("id")
         try:
-            host, lock = self._host(str(request.header.get("job")))
-            operation = OPERATIONS[Op(str(request.header.get("op")))]
+            op = Op(str(request.header.get("op")))
+            if op is Op.FOLDERS:
+                return encode({"id": number, "folders": list_folders(self.root)})
+            job = str(request.header.get("job"))
+            host, lock = self._host(job)
             with lock:
-                result, payload = operation(host, request.header, request.payload)
+                if op is Op.REMOVE:
+                    remove_folder(self.root, job)
+                    return encode({"id": number})
+                result, payload = OPERATIONS[op](host, request.header, request.payload)
             return encode({"id": number, **result}, payload)
         except ChannelError as error:
             sentence = str(error)

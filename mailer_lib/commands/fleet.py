@@ -52,6 +52,24 @@ def show(pool: Annotated[str | None, typer.Option(help="Only this sending pool."
 
 
 @app.command()
+def tidy() -> None:
+    """Remove what isn't kept for ever: job folders of sends long over, here and on servers; old verifications.
+
+    Exit code 1 when a server couldn't be reached: it is asked next time.
+    """
+    from mailer_lib.dispatch.housekeeping import keep_house
+
+    with open_context() as context:
+        done = keep_house(context.engine, context.settings, actor=context.actor)
+    for sentence in done.sentences():
+        console().print(sentence, markup=False)
+    for trouble in done.troubles:
+        typer.echo(f"left: {trouble}", err=True)
+    if done.troubles:
+        raise typer.Exit(1)
+
+
+@app.command()
 def approve(number: Number) -> None:
     """Allow a proposed decision, and do it."""
     from mailer_lib.commands.errors import CommandError

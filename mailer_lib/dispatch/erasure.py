@@ -24,12 +24,13 @@ from mailer_lib.database import audit
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.retry import write_again
 from mailer_lib.database.schema import campaigns, dispatch_servers, leases, sends, shards, snapshots, suppressions
+from mailer_lib.dispatch.job_folders import expires_at
 from mailer_lib.dispatch.shard_columns import load_columns
 from mailer_lib.dispatch.states import FINAL
 from mailer_lib.settings import Settings
 from mailer_lib.shard.files import ShardError
 from mailer_lib.shard.store import store
-from mailer_lib.terms import ShardState, SnapshotState, SuppressionReason
+from mailer_lib.terms import ChannelKind, ServerState, ShardState, SnapshotState, SuppressionReason
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class SnapshotRef:
     frozen_at: datetime
     path: str  # below the snapshot store
     published_at: datetime | None = None
+    finished_at: datetime | None = None  # of the send
 
     def __str__(self) -> str:
         return f"{self.send} phase {self.phase}"
@@ -166,7 +168,7 @@ def published_snapshots(
 ) -> list[SnapshotRef]:
     """Oldest first: all, those of one send, those published before a time."""
     query = (
-        select(snapshots, campaigns.c.name, sends.c.edition)
+        select(snapshots, campaigns.c.name, sends.c.edition, sends.c.finished_at)
         .join_from(snapshots, sends, snapshots.c.send_id == sends.c.id)
         .join(campaigns, sends.c.campaign_id == campaigns.c.id)
         .where(snapshots.c.state == SnapshotState.PUBLISHED)
@@ -177,7 +179,9 @@ def published_snapshots(
     if published_before is not None:
         query = query.where(snapshots.c.published_at < published_before)
     return [
-        SnapshotRef(row.id, f"{row.name}#{row.edition}", row.phase, row.as_of, row.path, row.published_at)
+        SnapshotRef(
+            row.id, f"{row.name}#{row.edition}", row.phase, row.as_of, row.path, row.published_at, row.finished_at
+        )
         for row in connection.execute(query)
     ]
 
@@ -227,7 +231,7 @@ def _being_frozen(connection: Connection) -> tuple[str, ...]:
 def _elsewhere(
     connection: Connection, settings: Settings, address_hash: bytes, frozen: Collection[SnapshotRef]
 ) -> tuple[str, ...]:
-    """Job folders with a copy, servers whose mail queue and log may name the person, backups."""
+    """Job folders with a copy, here and on dispatch servers; mail queues and logs that may name the person; backups."""
     found = []
     for path in sorted(settings.jobs_dir.glob("*/*/*/shards/*.parquet")):
         if address_hash in load_columns(path).address_hash:
@@ -235,13 +239,18 @@ def _elsewhere(
                 f"job folder {path.parent.parent.relative_to(settings.home)}: emptied when its slot is through"
             )
     servers: dict[str, set[str]] = {}
+    remote: set[str] = set()
     for snapshot in frozen:
         try:
-            given = servers_given(connection, settings, snapshot, address_hash)
+            holders = held_by(connection, settings, snapshot, address_hash)
         except (SnapshotError, OSError):
             continue  # named among the problems already
-        for server in given:
-            servers.setdefault(server, set()).add(snapshot.send)
+        for holder in holders:
+            if holder.granted:
+                servers.setdefault(holder.server, set()).add(snapshot.send)
+            if holder.jobs_dir is not None:
+                remote.add(_folder_there(settings, snapshot, holder))
+    found += sorted(remote)
     for server, refs in sorted(servers.items()):
         found.append(f"dispatch server {server}: mail queue and log of its MTA ({', '.join(sorted(refs))})")
     if not isinstance(root := store(settings), Path):
@@ -249,18 +258,56 @@ def _elsewhere(
     return (*found, "backups made until now: they hold the person until they expire; erase again after a restore")
 
 
-def servers_given(connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes) -> list[str]:
-    """Names of the servers that the person's row was granted to."""
+@dataclass(frozen=True)
+class Holder:
+    """A slot that had the person's shard."""
+
+    server: str
+    slot: int
+    granted: bool  # their row, too: the server's MTA may know them
+    jobs_dir: str | None  # of a server behind SSH; None: its job folder is on this machine
+    lost: bool  # given up, and its ledgers not read since
+
+
+def held_by(connection: Connection, settings: Settings, snapshot: SnapshotRef, address_hash: bytes) -> list[Holder]:
+    """The slots that the person's shard was leased to."""
     folder = store(settings) / snapshot.path
     held = may_hold(manifests.load(folder), address_hash)
+    server = dispatch_servers.c
     rows = connection.execute(
-        select(shards.c.path, leases.c.first_row, leases.c.granted_through, dispatch_servers.c.name)
+        select(
+            shards.c.path, leases.c.first_row, leases.c.granted_through, leases.c.slot,
+            server.name, server.channel, server.remote_jobs_dir, server.state, server.unreconciled,
+        )
         .join_from(leases, shards, leases.c.shard_id == shards.c.id)
-        .join(dispatch_servers, leases.c.server_id == dispatch_servers.c.id)
+        .join(dispatch_servers, leases.c.server_id == server.id)
         .where(shards.c.snapshot_id == snapshot.id, held)
-    ).all()
+    ).all()  # fmt: skip
     hashes = {path: load_columns(folder / path).address_hash for path in {row.path for row in rows}}
-    return [row.name for row in rows if address_hash in hashes[row.path][row.first_row : row.granted_through]]
+    return [
+        Holder(
+            row.name,
+            row.slot,
+            address_hash in hashes[row.path][row.first_row : row.granted_through],
+            # retiring a server removes its job folders
+            row.remote_jobs_dir if row.channel == ChannelKind.SSH and row.state != ServerState.RETIRED else None,
+            row.unreconciled,
+        )
+        for row in rows
+        if address_hash in hashes[row.path]
+    ]
+
+
+def _folder_there(settings: Settings, snapshot: SnapshotRef, holder: Holder) -> str:
+    """The job folder of a dispatch server, and until when it is there."""
+    path = f"{holder.jobs_dir}/{snapshot.send.replace('#', '/')}/{holder.server}.{holder.slot}"
+    where = f"job folder {path} on dispatch server {holder.server} ({snapshot.send})"
+    if holder.lost:
+        return f"{where}: it was given up; emptied when it is reconciled"
+    shard = f"{where}: its shards are removed when its slot is through"
+    if snapshot.finished_at is None:
+        return f"{shard}, the folder {settings.job_folder_days} days after the send is over"
+    return f"{shard}, the folder on {expires_at(settings, snapshot.finished_at):%Y-%m-%d}"
 
 
 def _clear_rejects(folder: Path, person: Address) -> tuple[int, tuple[str, ...]]:

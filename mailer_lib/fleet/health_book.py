@@ -128,6 +128,17 @@ def _store(engine: Engine, server: DispatchServer, health: Health) -> Look:
     return Look(server.name, server.pool, server.state, health, at, has_turned(health.verdict, before))
 
 
+def forget_old(connection: Connection, at: datetime) -> int:
+    """Drop looks older than ``KEEP``, but for each server's newest: also of servers that nobody looks at any more.
+    Returns how many were dropped."""
+    dropped = 0
+    newest = select(server_health.c.server_id, func.max(server_health.c.at)).group_by(server_health.c.server_id)
+    for server_id, last in connection.execute(newest).all():
+        old = (server_health.c.server_id == server_id) & (server_health.c.at < min(last, at - KEEP))
+        dropped += connection.execute(delete(server_health).where(old)).rowcount
+    return dropped
+
+
 def has_turned(verdict: HealthVerdict, before: Sequence[HealthVerdict]) -> bool:
     """Whether this look is one to tell somebody about; ``before``: the two looks before it, newest first.
 

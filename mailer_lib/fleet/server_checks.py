@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, func, insert, select
+from sqlalchemy import Connection, Row, delete, func, insert, select
 
 from mailer_lib.database.engine import now
 from mailer_lib.database.schema import server_checks
@@ -16,6 +16,7 @@ from mailer_lib.terms import ChannelKind, FindingLevel
 if TYPE_CHECKING:
     from mailer_lib.fleet.servers import DispatchServer
 
+KEEP = timedelta(days=180)
 _SUBJECT = ("channel", "host", "ssh_port", "host_key", "helo_name", "smtp_host", "smtp_port", "pool")
 
 
@@ -47,6 +48,15 @@ def store(connection: Connection, server: "DispatchServer", findings: Sequence[F
         )
     )
     return check
+
+
+def forget_old(connection: Connection, at: datetime) -> int:
+    """Drop verifications older than ``KEEP``, but for each server's newest and the newest that it passed. Returns how
+    many were dropped."""
+    newest = select(func.max(server_checks.c.id)).group_by(server_checks.c.server_id)
+    kept = {*connection.scalars(newest), *connection.scalars(newest.where(server_checks.c.errors == 0))}
+    old = (server_checks.c.at < at - KEEP) & server_checks.c.id.not_in(sorted(kept))
+    return connection.execute(delete(server_checks).where(old)).rowcount
 
 
 def latest(connection: Connection, server_id: int) -> Check | None:

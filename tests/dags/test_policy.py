@@ -13,8 +13,8 @@ from tests.airflow_home import PROJECT
 
 DAGS = PROJECT / "dags"
 EXPECTED = {
-    "campaign_control", "campaign_schedule", "campaign_send", "fleet_health", "fleet_scale", "recall_due",
-    "server_control",
+    "campaign_control", "campaign_schedule", "campaign_send", "fleet_health", "fleet_scale", "housekeeping",
+    "recall_due", "server_control",
 }  # fmt: skip
 _PARSE = """
 import json, socket, sys, time

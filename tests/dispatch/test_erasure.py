@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.contacts.consent import lift
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import audit_log, sends, snapshots
+from mailer_lib.database.schema import audit_log, dispatch_servers, sends, snapshots
 from mailer_lib.dispatch import control
 from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.erasure import erase, expire, finish
@@ -22,7 +22,7 @@ from mailer_lib.dispatch.steps import close_step
 from mailer_lib.shard.files import read_shard
 from mailer_lib.shard.store import store
 from mailer_lib.sink.process import SinkProcess, start
-from mailer_lib.terms import Outcome, SendState
+from mailer_lib.terms import ChannelKind, Outcome, SendState
 from tests.dispatch.ledgers import final, intents, leased, write_ledger
 from tests.dispatch.real import Running, equip, job_folder, ready_send, received
 from tests.dispatch.world import World
@@ -79,6 +79,28 @@ def test_erased_after_a_send_and_the_books_still_balance(world: World) -> None:
         said = connection.execute(select(audit_log.c.action, audit_log.c.object, audit_log.c.detail)).all()
     assert [row.action for row in said] == ["contacts.erase", "contacts.erase.files"]
     assert "p1@" not in repr(said).lower()
+
+
+def test_the_job_folder_on_a_dispatch_server_is_named_with_when_it_goes(sqlite_world: World) -> None:
+    world = sqlite_world
+    finished(world)
+    over = now()
+    with write(world.engine) as connection:
+        connection.execute(update(sends).values(finished_at=over))
+        connection.execute(
+            update(dispatch_servers)
+            .where(dispatch_servers.c.name == "local-1")
+            .values(channel=ChannelKind.SSH, host="192.0.2.7")
+        )
+    where = "job folder /var/lib/mailfleet/jobs/spring-sale/1/local-1.0 on dispatch server local-1 (spring-sale#1)"
+    goes = f"its shards are removed when its slot is through, the folder on {over + timedelta(days=14):%Y-%m-%d}"
+    assert f"{where}: {goes}" in erase(world.engine, world.settings, P1, actor="ann").elsewhere
+    with write(world.engine) as connection:
+        connection.execute(update(dispatch_servers).values(unreconciled=True))
+    said = erase(world.engine, world.settings, "p2@yahoo.example", actor="ann").elsewhere
+    assert f"{where}: it was given up; emptied when it is reconciled" in said
+    nobody = erase(world.engine, world.settings, "nobody@yahoo.example", actor="ann").elsewhere
+    assert not any(sentence.startswith("job folder") for sentence in nobody)
 
 
 def test_rejected_rows_go_too_and_the_file_stays_private(sqlite_world: World) -> None:
