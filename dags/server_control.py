@@ -1,5 +1,5 @@
 """
-# Configure, drain or retire dispatch servers, renew their certificates
+# Configure, drain or retire a dispatch server, or change its keys
 
 What `mailfleet server …` does on the command line, for who has no shell where Airflow runs: the playbooks of
 `include/playbooks` on servers that were provisioned. Verification, activation and provisioning of a new server need
@@ -10,9 +10,13 @@ DNS records, and the eye of a person: `mailfleet server`, or **fleet_scale**.
 | parameter | what it does |
 | --- | --- |
 | **server** | name of the dispatch server, such as `mta-1` |
-| **action** | `configure` (Exim's configuration) · `renew` (TLS certificate, who may log in) · `drain` · `retire` |
+| **action** | `configure` · `rotate-keys` · `renew` · `drain` · `retire` |
 | **dry_run** | for `configure` and `renew`: only say what would change; on by default |
 | **wait_s** | for `drain`: seconds to wait for its agents, and then for its queues; 0: don't wait |
+
+`configure` writes Exim's configuration anew. `rotate-keys` does the next step to a new DKIM key for this server: makes
+it and says what to publish; lets it sign once that is published; says when the old record may leave DNS. `renew` gives
+Exim a new TLS certificate and says anew who may log in.
 
 Example: `{"server": "mta-1", "action": "drain", "wait_s": 3600}`
 

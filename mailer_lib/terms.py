@@ -161,6 +161,15 @@ class HealthVerdict(StrEnum):
     SILENT = "silent"  # it doesn't answer
 
 
+class DkimKeyState(StrEnum):
+    """Of a dispatch server's DKIM key."""
+
+    WAITING = "waiting"  # made, to be published
+    SIGNING = "signing"
+    LEAVING = "leaving"  # another signs; mail that it signed is on its way
+    GONE = "gone"  # its record may leave DNS
+
+
 class ScaleAction(StrEnum):
     NONE = "none"
     ACTIVATE = "activate"  # a standby server whose address is warm

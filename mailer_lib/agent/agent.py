@@ -64,9 +64,10 @@ class Agent:
         self._job = folder.job()
         secrets = folder.secrets()
         self._password = secrets.smtp_password
-        builder = MessageBuilder(
-            folder.bundle(), dkim_key_pem=secrets.dkim_key_pem, token_key=bytes.fromhex(secrets.token_key)
-        )
+        bundle = folder.bundle()
+        if self._job.dkim_selector is not None:  # of this server; which key signs isn't what was approved
+            bundle = bundle.model_copy(update={"dkim_selector": self._job.dkim_selector})
+        builder = MessageBuilder(bundle, dkim_key_pem=secrets.dkim_key_pem, token_key=bytes.fromhex(secrets.token_key))
         smtp = self._job.smtp
         self._records = MtaRecords(
             smtp.mta,

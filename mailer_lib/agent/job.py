@@ -98,6 +98,7 @@ class Job(ProtocolFile):
     edition: str
     server: str
     slot: int = 0
+    dkim_selector: str | None = None  # of the key in secrets.json; None: the bundle's
     expires_at: float | None = None  # Unix seconds
     smtp: SmtpServer
     limits: Limits = Limits()

@@ -69,11 +69,12 @@ def dns(
 ) -> None:
     """Print the DNS records to publish, as a zone file has them."""
     from mailer_lib.database.engine import read
-    from mailer_lib.fleet import dns, domains, servers
+    from mailer_lib.fleet import dkim_keys, dns, domains, servers
 
     with open_context() as context, read(context.engine) as connection:
         domain = domains.get(connection, name)
         members = servers.list_servers(connection)
+        keys = dkim_keys.keys_of(connection, domain_id=domain.id)
     outgoing = [server.helo_name for server in members if server.state is not ServerState.RETIRED]
     serving = context.settings.public_url.host or ""
     if bounce_host is None and dns.is_name(serving) and serving != "localhost":
@@ -85,6 +86,9 @@ def dns(
         bounce_host=bounce_host,
         public_url=str(context.settings.public_url),
     )
+    made += [
+        dns.dkim_record(key.of(domain), key.public(context.settings), f" of {key.server}, {key.state}") for key in keys
+    ]
     for record in made:
         console().print(f"; {record.why}", markup=False, soft_wrap=True)
         console().print(record.zone_line(), markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mailer_lib.commands import server_health, server_life
+from mailer_lib.commands import server_health, server_keys, server_life
 from mailer_lib.commands.context import console, open_context
 from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
 
@@ -182,6 +182,7 @@ app.command()(server_health.health)
 for command in (
     server_life.provision,
     server_life.configure,
+    server_keys.rotate_keys,
     server_life.verify,
     server_life.activate,
     server_life.drain,

@@ -360,6 +360,21 @@ server_checks = Table(  # each verification of a server: what was found, and abo
     **_MYSQL,
 )
 
+dkim_keys = Table(  # of one server for one sending domain; without one it signs with the domain's
+    "dkim_keys",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("domain_id", Id, ForeignKey("sending_domains.id"), nullable=False),
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), nullable=False),
+    Column("selector", Exact(63), nullable=False),
+    Column("key_ref", Exact(500), nullable=False, comment="file:PATH below home"),
+    Column("state", Exact(8), nullable=False, comment="terms.DkimKeyState"),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False, comment="of the state"),
+    UniqueConstraint("domain_id", "selector"),
+    **_MYSQL,
+)
+
 provider_limits = Table(
     "provider_limits",
     metadata,

@@ -7,7 +7,7 @@ from mailer_lib.agent.job import BreakerRules, Job, Secrets, SmtpServer
 from mailer_lib.agent.mta_queue import queue_name
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.sends import SendError, SendRecord
-from mailer_lib.fleet import domains, servers
+from mailer_lib.fleet import dkim_keys, domains, servers
 from mailer_lib.message.bundle import Bundle
 from mailer_lib.message.compile import bundle_path
 from mailer_lib.settings import Settings
@@ -39,7 +39,7 @@ def make_job(
     """
     server = servers.get(connection, slot.server)
     bundle = Bundle.model_validate_json(message)
-    domain = domains.get(connection, bundle.dkim_domain)
+    domain = dkim_keys.signed_by(connection, domains.get(connection, bundle.dkim_domain), server.id)
     password = secret_refs.resolve(settings, server.smtp_password_ref) if server.smtp_password_ref else None
     job = Job(
         job_id=f"{send.ref}@{slot.folder}",
@@ -48,6 +48,7 @@ def make_job(
         edition=send.edition,
         server=slot.server,
         slot=slot.slot,
+        dkim_selector=domain.dkim_selector,
         expires_at=send.expires_at.timestamp() if send.expires_at else None,
         smtp=SmtpServer(
             host=server.smtp_host,

@@ -12,7 +12,7 @@ from mailer_lib.database.audit import record
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import leases
 from mailer_lib.dispatch.server_builder import ServerBuilder
-from mailer_lib.fleet import servers, states
+from mailer_lib.fleet import dkim_keys, servers, states
 from mailer_lib.fleet.hosts import HostSource
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.fleet.servers import DispatchServer
@@ -106,6 +106,11 @@ def retire(
             reason = "its machine is gone" if gone else "its queue was given up" if give_up_queue else "drained"
             servers.set_state(connection, name, ServerState.RETIRED, actor=actor, reason=reason)
             servers.set_provisioned(connection, name, None)
+            keys = dkim_keys.keys_of(connection, server_id=server.id)
+            for key in keys:
+                dkim_keys.let_go(connection, key, actor=actor)
+        for key in keys:
+            dkim_keys.remove_file(settings, key)
     if server.machine_id is None or hosts is None:
         return False
     hosts.delete(server.machine_id)

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, select
 from mailer_lib import secret_refs
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import campaigns
-from mailer_lib.fleet import domain_dns, domains, server_checks, servers
+from mailer_lib.fleet import dkim_keys, domain_dns, domains, server_checks, servers
 from mailer_lib.fleet.domains import SendingDomain
 from mailer_lib.fleet.findings import is_error
 from mailer_lib.fleet.names import FleetError
@@ -86,7 +86,9 @@ def verify_server(
         if server.state not in _IN_PLACE:
             servers.set_state(connection, name, ServerState.VERIFYING, actor=actor)
     with read(engine) as connection:
-        sending = domains_of_pool(connection, server.pool_id)
+        sending = [
+            dkim_keys.signed_by(connection, domain, server.id) for domain in domains_of_pool(connection, server.pool_id)
+        ]
         outgoing = [s.helo_name for s in servers.list_servers(connection) if s.state is not ServerState.RETIRED]
     facts = gather(
         settings,

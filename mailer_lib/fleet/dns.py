@@ -42,12 +42,7 @@ def records(
     takes the mail of the return path; None leaves its MX out. ``public_url`` is where `mailfleet serve` is reached.
     """
     made = [
-        DnsRecord(
-            f"{domain.dkim_selector}._domainkey.{domain.name}",
-            "TXT",
-            f"v=DKIM1; k=rsa; p={public_key}",
-            "DKIM: receivers check signatures with it (RFC 6376 §3.6)",
-        ),
+        dkim_record(domain, public_key),
         DnsRecord(
             domain.return_path_domain,
             "TXT",
@@ -68,6 +63,16 @@ def records(
         kind, value = ("CNAME", f"{serving}.") if is_name(serving) else ("A", serving)
         made.append(DnsRecord(tracking, kind, value, "links, unsubscribe and pixel"))
     return made
+
+
+def dkim_record(domain: SendingDomain, public_key: str, of: str = "") -> DnsRecord:
+    """Of the selector that the domain has; ``of`` whom it is, for the reader."""
+    return DnsRecord(
+        f"{domain.dkim_selector}._domainkey.{domain.name}",
+        "TXT",
+        f"v=DKIM1; k=rsa; p={public_key}",
+        f"DKIM{of}: receivers check signatures with it (RFC 6376 §3.6)",
+    )
 
 
 def spf(outgoing: Sequence[str]) -> str:

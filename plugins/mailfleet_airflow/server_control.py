@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 class ServerAction(StrEnum):
     CONFIGURE = "configure"
+    ROTATE_KEYS = "rotate-keys"
     RENEW = "renew"
     DRAIN = "drain"
     RETIRE = "retire"
@@ -28,6 +29,7 @@ class ServerAction(StrEnum):
 @task(task_id="apply")
 def apply_action() -> str:
     from mailer_lib.dispatch import retiring
+    from mailer_lib.dispatch.key_rotation import rotate
     from mailer_lib.dispatch.server_builder import FleetBuilder
     from mailer_lib.fleet.hosts import source_of
     from mailer_lib.fleet.upkeep import Upkeep
@@ -41,6 +43,9 @@ def apply_action() -> str:
     match action:
         case ServerAction.CONFIGURE:
             said = _result(upkeep.configure([name])[name])
+        case ServerAction.ROTATE_KEYS:
+            done = rotate(engine, settings, name, actor=actor)
+            said = "; ".join(f"{one.sentence}{': ' + one.zone_line if one.zone_line else ''}" for one in done)
         case ServerAction.RENEW:
             said = _result(upkeep.renew_host_keys([name])[name])
         case ServerAction.DRAIN:
@@ -50,9 +55,9 @@ def apply_action() -> str:
             builder = FleetBuilder(engine, settings, actor, log.info)
             back = retiring.retire(engine, settings, name, actor=actor, builder=builder, hosts=source_of(settings))
             said = "retired, and its machine is given back" if back else "retired"
-    done = f"{name}: {action}{' (dry run)' if dry_run else ''}: {said}, by {actor}"
-    log.info("%s", done)
-    return done
+    words = f"{name}: {action}{' (dry run)' if dry_run else ''}: {said}, by {actor}"
+    log.info("%s", words)
+    return words
 
 
 def _tell(event: PlaybookEvent) -> None:

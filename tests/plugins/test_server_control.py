@@ -10,6 +10,8 @@ from sqlalchemy import Engine, select, update
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import audit_log, dispatch_servers
+from mailer_lib.dispatch import key_rotation
+from mailer_lib.dispatch.key_rotation import Rotated, Step
 from mailer_lib.fleet import servers, upkeep
 from mailer_lib.fleet.login_key import make_login_key
 from mailer_lib.fleet.playbooks import HostResult
@@ -70,6 +72,13 @@ def test_every_action_runs_its_playbook_and_a_dry_run_changes_nothing(
         assert set(connection.scalars(select(audit_log.c.actor).where(audit_log.c.object == "server:mta-9"))) == {
             "ann", "test",
         }  # fmt: skip
+
+
+def test_rotating_keys_says_what_to_publish(fleet: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Rotated("a.test", "mta-9-1", Step.PUBLISH, "it isn't published yet", "mta-9-1._domainkey.a.test. TXT …")]
+    monkeypatch.setattr(key_rotation, "rotate", lambda *_, **__: made)
+    said = apply(monkeypatch, action="rotate-keys")
+    assert said == "mta-9: rotate-keys: it isn't published yet: mta-9-1._domainkey.a.test. TXT …, by ann"
 
 
 def test_a_playbook_that_fails_fails_the_task_with_its_sentence(

@@ -353,6 +353,24 @@ def upgrade() -> None:
     mysql_engine='InnoDB'
     )
     op.create_index('ix_subscriptions_list_state', 'subscriptions', ['list_id', 'state', 'contact_id'], unique=False)
+    op.create_table('dkim_keys',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('domain_id', Id, nullable=False),
+    sa.Column('server_id', Id, nullable=False),
+    sa.Column('selector', Exact(63), nullable=False),
+    sa.Column('key_ref', Exact(500), nullable=False, comment='file:PATH below home'),
+    sa.Column('state', Exact(8), nullable=False, comment='terms.DkimKeyState'),
+    sa.Column('created_at', UtcDateTime(), nullable=False),
+    sa.Column('changed_at', UtcDateTime(), nullable=False, comment='of the state'),
+    sa.ForeignKeyConstraint(['domain_id'], ['sending_domains.id'], name=op.f('fk_dkim_keys_domain_id')),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_dkim_keys_server_id')),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_dkim_keys')),
+    sa.UniqueConstraint('domain_id', 'selector', name=op.f('uq_dkim_keys_domain_id_selector')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('grant_counts',
     sa.Column('server_id', Id, nullable=False),
     sa.Column('span', Exact(8), nullable=False, comment='terms.CapSpan'),
@@ -573,6 +591,7 @@ def downgrade() -> None:
     op.drop_table('server_checks')
     op.drop_table('sends')
     op.drop_table('grant_counts')
+    op.drop_table('dkim_keys')
     op.drop_index('ix_subscriptions_list_state', table_name='subscriptions')
     op.drop_table('subscriptions')
     op.drop_index('ix_scale_decisions_pool_id', table_name='scale_decisions')
