@@ -8,7 +8,8 @@ is to be tried at once. So the queues are looked at every second:
 - Every ``retry_scan_s`` a full run (``exim -q``) tries what was deferred; the retry times decide.
 - Each queue with work gets one runner at once, so that a small send doesn't wait for a large one. The rest of the
   ``runners`` are shared out to where most is waiting.
-- A queue whose name is a file in the folder ``held`` is not run: a paused send.
+
+A paused send's messages are frozen in the queue (``recall.py``), so its runners pass them over.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SPOOL = Path("/var/spool/exim4")
-HELD = Path("/var/lib/mailfleet/held")
 EXIM = "/usr/sbin/exim4"
 DEFAULT_QUEUE = ""
 FEW = 20  # messages that one runner is enough for
@@ -70,8 +70,8 @@ class _Queue:
 class QueueRunner:
     """``look`` every second; what it started ends by itself, or with the service."""
 
-    def __init__(self, spool: Path, held: Path, *, runners: int, retry_scan_s: float, command: Sequence[str]) -> None:
-        self._spool, self._held, self._command = spool, held, list(command)
+    def __init__(self, spool: Path, *, runners: int, retry_scan_s: float, command: Sequence[str]) -> None:
+        self._spool, self._command = spool, list(command)
         self._runners, self._retry_scan_s = runners, retry_scan_s
         self._queues: dict[str, _Queue] = {}
 
@@ -82,8 +82,6 @@ class QueueRunner:
         for name in self._names():
             queue = self._queues.setdefault(name, _Queue(scanned_s=now_s))
             queue.processes = [process for process in queue.processes if process.poll() is None]
-            if self._is_held(name):
-                continue
             changed = _newest_change(self._folder(name))
             due = now_s - queue.scanned_s >= self._retry_scan_s and not queue.processes
             if changed == queue.seen and not due:
@@ -120,9 +118,6 @@ class QueueRunner:
 
     def _folder(self, name: str) -> Path:
         return self._spool / name / "input" if name else self._spool / "input"
-
-    def _is_held(self, name: str) -> bool:
-        return name != DEFAULT_QUEUE and (self._held / name).exists()
 
 
 def _newest_change(folder: Path) -> int:
@@ -161,7 +156,6 @@ def _count(folder: Path, enough: int) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--spool", type=Path, default=SPOOL)
-    parser.add_argument("--held", type=Path, default=HELD)
     parser.add_argument("--exim", nargs="+", default=[EXIM], help="Exim, with further options")
     parser.add_argument("--runners", type=int, default=4)
     parser.add_argument("--retry-scan-s", type=float, default=60.0)
@@ -169,9 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not (given.spool.is_dir() and os.access(given.spool, os.R_OK | os.X_OK)):
         sys.exit(f"{given.spool} can't be read: the user needs to be in Exim's group (`mailfleet server provision`)")
-    runner = QueueRunner(
-        given.spool, given.held, runners=given.runners, retry_scan_s=given.retry_scan_s, command=given.exim
-    )
+    runner = QueueRunner(given.spool, runners=given.runners, retry_scan_s=given.retry_scan_s, command=given.exim)
     ended: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: ended.append(number))

@@ -182,6 +182,8 @@ def add(connection: Connection, spec: ServerSpec, *, actor: str, replace: bool =
     becomes = existing.model_copy(update=spec.model_dump())
     another = server_checks.subject_of(becomes) != server_checks.subject_of(existing)
     if another or becomes.state is not existing.state:
+        if becomes.state is not existing.state:
+            _check_reconciled(existing, becomes.state)
         _check_state(connection, becomes, existing.state, becomes.state)
     connection.execute(update(dispatch_servers).where(dispatch_servers.c.id == existing.id).values(**values))
     record(connection, actor, "change", f"server:{spec.name}", changed)
@@ -224,10 +226,7 @@ def set_state(
     server = get(connection, name)
     if server.state is state:
         return server
-    if server.unreconciled and state not in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
-        raise FleetError(
-            f"{name} was given up, and its ledgers haven't been read since: `mailfleet server reconcile {name}` first"
-        )
+    _check_reconciled(server, state)
     _check_state(connection, server, server.state, state)
     values: dict[str, Any] = {"state": state, "updated_at": now()}
     if state is ServerState.WARMING:
@@ -240,6 +239,14 @@ def set_state(
     detail = {"before": server.state, "after": state} | ({"reason": reason} if reason else {})
     record(connection, actor, "state", f"server:{name}", detail)
     return server
+
+
+def _check_reconciled(server: DispatchServer, after: ServerState) -> None:
+    if server.unreconciled and after not in (ServerState.FENCED, ServerState.FAILED, ServerState.RETIRED):
+        raise FleetError(
+            f"{server.name} was given up, and its ledgers haven't been read since: "
+            f"`mailfleet server reconcile {server.name}` first"
+        )
 
 
 def _check_state(connection: Connection, server: DispatchServer, before: ServerState, after: ServerState) -> None:

@@ -30,13 +30,12 @@ class Spool:
     """A spool as Exim lays it out, and an Exim that notes how it was called and takes what it was called for."""
 
     def __init__(self, folder: Path) -> None:
-        self.spool, self.held, self.calls = folder / "spool", folder / "held", folder / "calls"
-        self.held.mkdir()
+        self.spool, self.calls = folder / "spool", folder / "calls"
         (self.spool / "input").mkdir(parents=True)
         command = folder / "exim"
         command.write_text(f'#!/bin/sh\necho "$1" >> {self.calls}\n')
         command.chmod(0o755)
-        self.runner = QueueRunner(self.spool, self.held, runners=2, retry_scan_s=60, command=[str(command)])
+        self.runner = QueueRunner(self.spool, runners=2, retry_scan_s=60, command=[str(command)])
 
     def put(self, queue: str, name: str) -> None:
         folder = self.spool / queue / "input" / name[0]
@@ -79,15 +78,6 @@ def test_what_was_deferred_is_looked_at_again_after_a_while(spool: Spool) -> Non
     assert spool.look(61) == ["-qGs12"]
     assert spool.look(62) == []
     assert spool.look(122) == ["-qGs12"]
-
-
-def test_a_held_queue_is_not_run_until_it_is_released(spool: Spool) -> None:
-    spool.put("s12", "a1")
-    (spool.held / "s12").touch()
-    assert spool.look(0) == []
-    assert spool.look(100) == []
-    (spool.held / "s12").unlink()
-    assert spool.look(101) == ["-qGs12"]
 
 
 def test_an_empty_queue_costs_no_process(spool: Spool) -> None:

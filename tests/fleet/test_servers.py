@@ -62,6 +62,19 @@ def test_adding_the_same_again_changes_nothing_and_another_is_refused(engine: En
     assert (last.actor, last.action, last.detail) == ("bob", "change", {"slots": [1, 3]})
 
 
+def test_a_server_that_was_given_up_does_not_come_back_by_being_added_again(engine: Engine, pool: int) -> None:
+    with write(engine) as connection:
+        servers.add(connection, servers.make_spec(**PLAIN), actor="ann")
+        servers.fence(connection, "mta-1", actor="ann")
+        for state in (ServerState.ACTIVE, ServerState.STANDBY):
+            with pytest.raises(FleetError, match=r"mta-1 was given up.*`mailfleet server reconcile mta-1` first"):
+                servers.add(connection, servers.make_spec(**PLAIN, state=state), actor="ann", replace=True)
+        servers.add(connection, servers.make_spec(**PLAIN, slots=3), actor="ann", replace=True)
+        assert (servers.get(connection, "mta-1").state, servers.get(connection, "mta-1").slots) == ("fenced", 3)
+        servers.set_reconciled(connection, "mta-1", actor="ann")
+        servers.add(connection, servers.make_spec(**PLAIN, state=ServerState.ACTIVE), actor="ann", replace=True)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
