@@ -119,6 +119,14 @@ class Settings(BaseSettings):
     scale_cooldown_s: Annotated[
         int, Field(ge=0, le=86_400, description="after a change of a sending pool, the next comes no sooner")
     ] = 900
+    scale_warm_lead_s: Annotated[
+        int,
+        Field(ge=0, le=86_400, description="from a decision to the first message of a warm standby, with its approval"),
+    ] = 120
+    scale_cold_lead_s: Annotated[
+        int, Field(ge=0, le=86_400, description="the same of a standby that must be provisioned and verified first")
+    ] = 600
+    scale_rent_lead_s: Annotated[int, Field(ge=0, le=86_400, description="the same of a machine that is rented")] = 900
     scale_max_servers: Annotated[
         int, Field(ge=1, le=1000, description="servers in service of one sending pool at most")
     ] = 10

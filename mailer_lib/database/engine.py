@@ -6,10 +6,12 @@ MySQL both run READ COMMITTED, because a slot that polls must see what others co
 """
 
 import hashlib
+import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -99,8 +101,24 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 @contextmanager
 def write(engine: Engine) -> Iterator[Connection]:
     """A short transaction for writing: committed at the end, rolled back by an exception."""
-    with engine.connect().execution_options(mailfleet_write=True) as connection, connection.begin():
+    with (
+        _turn(engine),
+        engine.connect().execution_options(mailfleet_write=True) as connection,
+        connection.begin(),
+    ):
         yield connection
+
+
+_turns: dict[str, threading.Lock] = {}
+os.register_at_fork(after_in_child=_turns.clear)  # a thread that isn't in the child may hold one
+
+
+def _turn(engine: Engine) -> AbstractContextManager[object]:
+    """The threads of a process write to an SQLite file one after the other. SQLite itself lets them sleep and try
+    again: of fifty slots in one triggerer, some waited for longer than ``BUSY_TIMEOUT_MS`` and failed."""
+    if engine.dialect.name != "sqlite" or engine.url.database in (None, ":memory:"):
+        return nullcontext()
+    return _turns.setdefault(str(engine.url.database), threading.Lock())
 
 
 def now() -> datetime:

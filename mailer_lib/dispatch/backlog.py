@@ -55,7 +55,7 @@ from mailer_lib.terms import (
 )
 
 WARM_FOR = timedelta(days=30)  # an address that sent nothing for longer is as good as new to its receivers
-FRESH = timedelta(minutes=30)  # an older look at a server says nothing about its queue
+FRESH = timedelta(minutes=30)  # an older look at a server says nothing about its queue or health
 HISTORY = 200
 SLOWEST_PER_S = 0.1
 
@@ -76,6 +76,9 @@ def policy_of(settings: Settings) -> Policy:
         confirm=timedelta(seconds=settings.scale_confirm_s),
         cooldown=timedelta(seconds=settings.scale_cooldown_s),
         idle=timedelta(days=settings.scale_idle_days),
+        warm_lead=timedelta(seconds=settings.scale_warm_lead_s),
+        cold_lead=timedelta(seconds=settings.scale_cold_lead_s),
+        rent_lead=timedelta(seconds=settings.scale_rent_lead_s),
     )
 
 
@@ -201,7 +204,7 @@ def _server_view(  # noqa: PLR0917  # one place calls it
         rules=rules,
         used=used_at(connection, server.id, at),
         warm=_is_warm(server, pool, last_day, at),
-        sick=look is not None and look.health.verdict is not HealthVerdict.WELL,
+        sick=look is not None and at - look.at <= FRESH and look.health.verdict is not HealthVerdict.WELL,
         idle_since=server.updated_at if last_day is None else max(server.updated_at, last_day + timedelta(days=1)),
         leases=int(held or 0),
         queued=_queued(server, look, at),

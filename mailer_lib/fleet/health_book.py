@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, Row, delete, func, insert, select
 
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import server_health
+from mailer_lib.fleet import server_checks
 from mailer_lib.fleet.health import Health, HealthRules, Place, Run, gather, judge, load_facts, silent
 from mailer_lib.fleet.servers import DispatchServer, list_servers
 from mailer_lib.settings import Settings
@@ -80,16 +81,24 @@ def look(
     rules: HealthRules | None = None,
     runner: Callable[[DispatchServer, Settings], Run] = runner_of,
 ) -> list[Look]:
-    """Ask every server that is in service, draining, fenced or on standby (or those named), and store the answers."""
+    """Ask every server that is in service, draining, fenced or on standby (or those named), and store the answers.
+
+    A standby machine behind SSH that was never verified is bare: nothing is on it that could be well or sick.
+    """
     with read(engine) as connection:
+        verified = server_checks.latest_of_all(connection)
         asked = [
             server
             for server in list_servers(connection, states=() if names else LOOKED_AT)
-            if not names or server.name in names
+            if server.name in names or (not names and not _is_bare(server, server.id in verified))
         ]
     with ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="health") as threads:
         found = list(threads.map(lambda server: _ask(server, settings, rules, runner), asked))
     return [_store(engine, server, health) for server, health in zip(asked, found, strict=True)]
+
+
+def _is_bare(server: DispatchServer, was_verified: bool) -> bool:
+    return server.channel is ChannelKind.SSH and server.state is ServerState.STANDBY and not was_verified
 
 
 def _ask(

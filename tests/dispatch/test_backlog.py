@@ -16,10 +16,10 @@ from mailer_lib.database.schema import (
     server_health,
 )
 from mailer_lib.dispatch import scale_book
-from mailer_lib.dispatch.backlog import pool_view
+from mailer_lib.dispatch.backlog import policy_of, pool_view
 from mailer_lib.dispatch.scale_apply import Applier
 from mailer_lib.dispatch.scale_book import ScaleError, StoredDecision
-from mailer_lib.dispatch.scaling import PoolView
+from mailer_lib.dispatch.scaling import Policy, PoolView
 from mailer_lib.dispatch.slot_report import say
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
 from mailer_lib.fleet import pools, servers
@@ -27,6 +27,7 @@ from mailer_lib.fleet.health import Facts, QueueFacts
 from mailer_lib.fleet.hosts import Machine, Terms
 from mailer_lib.fleet.login_key import make_login_key
 from mailer_lib.fleet.names import FleetError
+from mailer_lib.settings import Settings
 from mailer_lib.terms import CapSpan, HostProvider, MtaKind, ScaleAction, ScaleFinding, ScaleState, ServerState
 from tests.conftest import Ran
 from tests.dispatch.world import World
@@ -149,6 +150,24 @@ def test_the_queues_of_the_mtas_are_seen_by_mailbox_provider(world: World) -> No
     assert (view.servers[0].queued, view.servers[1].queued) == (900, 0)
     later = view_of(world, now() + timedelta(hours=1))
     assert (later.servers[0].queued, dict(later.queues)) == (None, {})
+
+
+def test_a_server_that_was_sick_long_ago_may_be_asked(world: World) -> None:
+    late_world(world)
+    look_at(world, 1, 5, queued=0, deferred=0)
+    with write(world.engine) as connection:
+        connection.execute(update(server_health).values(verdict="sick"))
+    assert view_of(world).servers[1].sick
+    assert not view_of(world, now() + timedelta(hours=1)).servers[1].sick
+
+
+def test_how_long_setting_up_takes_is_the_operators_to_say(settings: Settings) -> None:
+    policy = policy_of(
+        settings.model_copy(update={"scale_warm_lead_s": 5, "scale_cold_lead_s": 90, "scale_rent_lead_s": 300})
+    )
+    leads = (policy.warm_lead, policy.cold_lead, policy.rent_lead)
+    assert [lead.total_seconds() for lead in leads] == [5, 90, 300]
+    assert policy_of(settings) == Policy()
 
 
 def test_what_an_mta_takes_faster_than_it_delivers_is_no_capacity(world: World) -> None:

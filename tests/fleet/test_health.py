@@ -1,11 +1,13 @@
 """How a server is: read by a script on it, judged here, kept in the database."""
 
+import json
 import os
 import smtplib
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from mailer_lib.fleet import health_book, pools, servers
 from mailer_lib.fleet.health import Facts, HealthError, HealthRules, Place, command, gather, judge
 from mailer_lib.fleet.health_book import has_turned
 from mailer_lib.settings import Settings
-from mailer_lib.terms import HealthVerdict, ServerState
+from mailer_lib.terms import ChannelKind, HealthVerdict, ServerState
 from tests.conftest import Ran
+from tests.fleet.verified import pretend_verified
 from tests.mta.exim import Exim
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -138,6 +141,26 @@ def test_a_server_that_does_not_answer_is_silent_and_the_look_goes_on(fleet: Eng
         (found,) = health_book.look(fleet, settings, runner=away)  # type: ignore[arg-type]
         assert (found.health.verdict, found.health.reasons) == (N, ("no route to host",))
         assert found.turned is expected
+
+
+def test_a_bare_standby_machine_is_not_asked_and_so_is_not_taken_for_a_sick_server(
+    fleet: Engine, settings: Settings
+) -> None:
+    spec = servers.make_spec(
+        name="mta-3", pool="main", helo_name="mta-3.fjordfern.example", channel=ChannelKind.SSH, host="192.0.2.3",
+        state=ServerState.STANDBY,
+    )  # fmt: skip
+    with write(fleet) as connection:
+        servers.add(connection, spec, actor="test")
+    answer = "mailfleet-health " + json.dumps(replace(WELL, at=time.time()).as_dict())
+
+    def asked() -> list[str]:
+        return [one.server for one in health_book.look(fleet, settings, runner=lambda *_: lambda _: answer)]
+
+    assert asked() == ["mta-1"]
+    with write(fleet) as connection:
+        pretend_verified(connection, "mta-3")
+    assert asked() == ["mta-1", "mta-3"]
 
 
 def test_old_looks_are_dropped(fleet: Engine, settings: Settings) -> None:
