@@ -6,7 +6,6 @@ import typer
 from rich.table import Table
 
 from mailer_lib.commands.context import console, error_console, open_context
-from mailer_lib.terms import ServerState
 
 app = typer.Typer(help="Sending domains, DKIM keys and the DNS records to publish.")
 
@@ -73,9 +72,8 @@ def dns(
 
     with open_context() as context, read(context.engine) as connection:
         domain = domains.get(connection, name)
-        members = servers.list_servers(connection)
+        outgoing = servers.outgoing_names(connection)
         keys = dkim_keys.keys_of(connection, domain_id=domain.id)
-    outgoing = [server.helo_name for server in members if server.state is not ServerState.RETIRED]
     serving = context.settings.public_url.host or ""
     if bounce_host is None and dns.is_name(serving) and serving != "localhost":
         bounce_host = serving

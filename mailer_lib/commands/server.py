@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mailer_lib.commands import server_health, server_keys, server_life
+from mailer_lib.commands import server_health, server_keys, server_life, server_source
 from mailer_lib.commands.context import console, open_context
 from mailer_lib.terms import ChannelKind, MtaKind, ServerState, SmtpSecurity
 
@@ -190,6 +190,11 @@ for command in (
     server_life.state,
 ):
     app.command()(command)
+
+
+app.command("sources")(server_source.list_sources)
+app.command("add-source")(server_source.add_source)
+app.command("remove-source")(server_source.remove_source)
 
 
 @app.command()

@@ -360,6 +360,19 @@ server_checks = Table(  # each verification of a server: what was found, and abo
     **_MYSQL,
 )
 
+server_sources = Table(  # addresses that a server's mail leaves from, when it has several
+    "server_sources",
+    metadata,
+    Column("address", Exact(45), primary_key=True),
+    Column("server_id", Id, ForeignKey("dispatch_servers.id"), nullable=False, index=True),
+    Column("helo_name", Exact(253), nullable=False),
+    Column("warmed", Boolean, nullable=False, server_default="0", comment="mailbox providers know it"),
+    Column("in_use", Boolean, nullable=False, server_default="0", comment="Exim there is configured with it"),
+    Column("warming_from", UtcDateTime, comment="midnight of the first day that its server was granted something"),
+    Column("created_at", UtcDateTime, nullable=False),
+    **_MYSQL,
+)
+
 dkim_keys = Table(  # of one server for one sending domain; without one it signs with the domain's
     "dkim_keys",
     metadata,

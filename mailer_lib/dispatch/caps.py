@@ -24,14 +24,25 @@ def span_end(span: CapSpan, at: datetime) -> datetime:
 
 
 @dataclass(frozen=True)
+class NewAddress:
+    """An address that a server's mail leaves from, beside others, and that is warmed up by itself."""
+
+    address: str
+    ramp: tuple[int, ...]
+    warming_from: datetime | None = None
+
+
+@dataclass(frozen=True)
 class CapRules:
-    """What bounds a server's grants. ``ramp`` None: it isn't warming."""
+    """What bounds a server's grants. ``ramp`` None: it isn't warming. ``addresses``: each has an equal share."""
 
     server: str
     per_hour: int | None = None
     per_day: int | None = None
     ramp: tuple[int, ...] | None = None
     warming_from: datetime | None = None
+    addresses: int = 1
+    new_addresses: tuple[NewAddress, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,13 @@ def caps_at(rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> tuple
         day = day_of(rules.warming_from, at)
         rows = quota(rules.ramp, day)
         if rows is not None:
-            found.append(cap(f"warm-up quota of {rules.server}, day {day}", CapSpan.DAY, rows))
+            found.append(cap(f"warm-up quota of {rules.server}, day {day}", CapSpan.DAY, rows * rules.addresses))
+    for new in rules.new_addresses:
+        day = day_of(new.warming_from, at)
+        rows = quota(new.ramp, day)
+        if rows is not None:
+            name = f"warm-up quota of {new.address}, one of {rules.addresses} of {rules.server}, day {day}"
+            found.append(cap(name, CapSpan.DAY, rows * rules.addresses))
     return tuple(found)
 
 

@@ -117,6 +117,10 @@ class _ServerFlow:
             self._used[key] = self._used.get(key, 0.0) + rows
         if rows and self.rules.ramp is not None and self.rules.warming_from is None:
             self.rules = replace(self.rules, warming_from=span_start(CapSpan.DAY, at))
+        if rows and any(new.warming_from is None for new in self.rules.new_addresses):
+            today = span_start(CapSpan.DAY, at)
+            begun = (replace(new, warming_from=new.warming_from or today) for new in self.rules.new_addresses)
+            self.rules = replace(self.rules, new_addresses=tuple(begun))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, and_, insert, or_, select, update
 
 from mailer_lib.database.schema import dispatch_servers, grant_counts, leases, sending_pools
-from mailer_lib.dispatch.caps import Cap, CapRules, caps_at, span_start
+from mailer_lib.dispatch.caps import Cap, CapRules, NewAddress, caps_at, span_start
+from mailer_lib.fleet import sources
 from mailer_lib.fleet.warmup import effective_ramp
 from mailer_lib.terms import CapSpan, ServerState
 
@@ -28,8 +29,11 @@ def rules_of(connection: Connection, server_id: int) -> CapRules:
         .join_from(dispatch_servers, sending_pools)
         .where(columns.id == server_id)
     ).one()
-    ramp = effective_ramp(row.warmup, row.pool_warmup) if row.state == ServerState.WARMING else None
-    return CapRules(row.name, row.per_hour, row.per_day, ramp, row.warming_from)
+    ramp = effective_ramp(row.warmup, row.pool_warmup)
+    used = [one for one in sources.of_server(connection, server_id) if one.in_use]
+    new = tuple(NewAddress(one.address, ramp, one.warming_from) for one in used if not one.warmed)
+    of_server = ramp if row.state == ServerState.WARMING else None
+    return CapRules(row.name, row.per_hour, row.per_day, of_server, row.warming_from, max(1, len(used)), new)
 
 
 def used_at(connection: Connection, server_id: int, at: datetime) -> dict[CapSpan, int]:
@@ -70,6 +74,8 @@ def count_grant(connection: Connection, server_id: int, rows: int, at: datetime)
         first = and_(dispatch_servers.c.id == server_id, dispatch_servers.c.warming_from.is_(None))
         today = span_start(CapSpan.DAY, at)
         connection.execute(update(dispatch_servers).where(first).values(warming_from=today))
+    if any(new.warming_from is None for new in rules.new_addresses):
+        sources.begin_warming(connection, server_id, span_start(CapSpan.DAY, at))
     return True
 
 

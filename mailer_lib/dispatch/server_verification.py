@@ -89,7 +89,7 @@ def verify_server(
         sending = [
             dkim_keys.signed_by(connection, domain, server.id) for domain in domains_of_pool(connection, server.pool_id)
         ]
-        outgoing = [s.helo_name for s in servers.list_servers(connection) if s.state is not ServerState.RETIRED]
+        outgoing = servers.outgoing_names(connection)
     facts = gather(
         settings,
         server,
@@ -157,12 +157,13 @@ def gather(
         dns_problem=None, helo_addresses=(), sources=(), domains=(), blocklists=(), seeds=(), outgoing=tuple(outgoing),
         public_url=str(settings.public_url), has_seed_box=seed_box is not None,
     )  # fmt: skip
+    named = dict(one.split() for one in server.sources)  # address: its name in EHLO
     try:
-        query = host_query(server, settings, options.sources, options.probe_host or settings.probe_host)
+        query = host_query(server, settings, options.sources or list(named), options.probe_host or settings.probe_host)
         facts = replace(facts, host=gather_host(run, query))
     except ProbeError as problem:
         facts = replace(facts, host_problem=str(problem))
-    sources = facts.host.sources if facts.host is not None else tuple(options.sources)
+    sources = facts.host.sources if facts.host is not None else tuple(options.sources or named)
     facts = replace(facts, needs_source=facts.host is not None and not sources)
     try:
         resolver = open_resolver(settings.dns_server)
@@ -170,7 +171,9 @@ def gather(
         facts = replace(
             facts,
             helo_addresses=addresses(resolver, server.helo_name),
-            sources=gather_sources(resolver, sources),
+            sources=tuple(
+                replace(source, helo_name=named.get(source.address)) for source in gather_sources(resolver, sources)
+            ),
             domains=tuple(_domain_facts(settings, resolver, domain) for domain in sending),
             blocklists=read_blocklists(resolver, zones, sources),
         )

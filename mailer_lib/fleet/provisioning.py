@@ -13,11 +13,12 @@ from sqlalchemy import Connection, Engine
 from mailer_lib.contacts.providers import domains_of
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.fleet import domains, pools, servers
+from mailer_lib.fleet import domains, pools, server_checks, servers, sources
 from mailer_lib.fleet.login_key import public_line
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.fleet.playbooks import HostResult, Playbook, PlaybookEvent, PlaybookHost, run_playbook
 from mailer_lib.fleet.servers import DispatchServer
+from mailer_lib.fleet.states import MAY_SEND
 from mailer_lib.fleet.wheelhouse import wheelhouse
 from mailer_lib.settings import Settings
 from mailer_lib.terms import ChannelKind, HostOutcome, MtaKind, SmtpSecurity
@@ -59,6 +60,7 @@ def provision(
                 if results[server.name].outcome is not HostOutcome.FAILED:
                     servers.add(connection, provisioned(server), actor=actor, replace=True)
                     servers.set_provisioned(connection, server.name, now())
+                    sources.set_in_use(connection, server.id, addresses_of(server))
             note(connection, actor, Playbook.PROVISION, results)
     return results
 
@@ -98,12 +100,25 @@ def playbook_host(connection: Connection, server: DispatchServer, *, admin_user:
         raise FleetError(f"{server.name} has the channel {server.channel}: only servers with ssh are installed")
     if server.host_key is None:
         raise FleetError(f"the host key of {server.name} isn't pinned: mailfleet server pin {server.name}")
-    own = {
+    own: dict[str, object] = {
         "exim_helo_name": server.helo_name,
         "exim_providers": exim_providers(pools.get(connection, server.pool).per_hour),
         "base_ssh_port": server.ssh_port,
     }
+    if server.sources:
+        check = server_checks.latest(connection, server.id)
+        if server.state in MAY_SEND and (check is None or check.subject.get("sources", []) != list(server.sources)):
+            raise FleetError(
+                f"{server.name} sends, and was never verified with all of its addresses: "
+                f"`mailfleet server verify {server.name}` first"
+            )
+        own["exim_sources"] = [dict(zip(("address", "helo_name"), one.split(), strict=True)) for one in server.sources]
     return PlaybookHost(server.name, server.host, server.host_key, server.ssh_port, admin_user, own)
+
+
+def addresses_of(server: DispatchServer) -> list[str]:
+    """That its mail leaves from, as far as they are stored."""
+    return [one.split()[0] for one in server.sources]
 
 
 def exim_variables(connection: Connection) -> dict[str, Any]:

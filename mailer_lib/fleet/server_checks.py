@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mailer_lib.fleet.servers import DispatchServer
 
 KEEP = timedelta(days=180)
-_SUBJECT = ("channel", "host", "ssh_port", "host_key", "helo_name", "smtp_host", "smtp_port", "pool")
+_SUBJECT = ("channel", "host", "ssh_port", "host_key", "helo_name", "smtp_host", "smtp_port", "pool", "sources")
 
 
 @dataclass(frozen=True)

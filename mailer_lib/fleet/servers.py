@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Select, insert, select, update
 from mailer_lib import secret_refs
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now
-from mailer_lib.database.schema import dispatch_servers, sending_pools
+from mailer_lib.database.schema import dispatch_servers, sending_pools, server_sources
 from mailer_lib.fleet import pools, server_checks, states
 from mailer_lib.fleet.host_keys import check_host_key, fingerprint
 from mailer_lib.fleet.names import FleetError, check_host, check_name
@@ -121,6 +121,7 @@ class DispatchServer(ServerSpec):
     machine_from: HostProvider = HostProvider.INVENTORY
     provisioned_at: datetime | None = None  # when our playbook was last through
     machine_id: str | None = None  # what the one whom it is rented from calls it
+    sources: tuple[str, ...] = ()  # "address name" of each that its mail leaves from; none: as its routes say
     unreconciled: bool = False  # it was lost, and its ledgers haven't been read since
     created_at: datetime
     updated_at: datetime
@@ -300,12 +301,31 @@ def list_servers(
         query = query.where(dispatch_servers.c.pool_id == pool_id)
     if states:
         query = query.where(dispatch_servers.c.state.in_(sorted(states)))
-    return [DispatchServer.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+    sources = _sources(connection)
+    rows = connection.execute(query).mappings()
+    return [DispatchServer.model_validate({**row, "sources": sources.get(row["id"], ())}) for row in rows]
+
+
+def outgoing_names(connection: Connection) -> list[str]:
+    """The names that mail of ours leaves from, for SPF."""
+    there = [server for server in list_servers(connection) if server.state is not ServerState.RETIRED]
+    own = [server.helo_name for server in there]
+    return list(dict.fromkeys([*own, *(source.split()[1] for server in there for source in server.sources)]))
+
+
+def _sources(connection: Connection) -> dict[int, tuple[str, ...]]:
+    found: dict[int, tuple[str, ...]] = {}
+    query = select(server_sources).order_by(server_sources.c.created_at, server_sources.c.address)
+    for row in connection.execute(query):
+        found[row.server_id] = (*found.get(row.server_id, ()), f"{row.address} {row.helo_name}")
+    return found
 
 
 def _find(connection: Connection, name: str) -> DispatchServer | None:
     row = connection.execute(_select().where(dispatch_servers.c.name == name)).mappings().one_or_none()
-    return None if row is None else DispatchServer.model_validate(dict(row))
+    if row is None:
+        return None
+    return DispatchServer.model_validate({**row, "sources": _sources(connection).get(row["id"], ())})
 
 
 def _select() -> Select[Any]:

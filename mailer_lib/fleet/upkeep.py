@@ -12,13 +12,13 @@ from sqlalchemy import Engine
 
 from mailer_lib import secret_refs
 from mailer_lib.database.engine import read, write
-from mailer_lib.fleet import provisioning, servers
+from mailer_lib.fleet import provisioning, servers, sources
 from mailer_lib.fleet.login_key import public_half, public_line
 from mailer_lib.fleet.names import FleetError
 from mailer_lib.fleet.playbooks import HostResult, Playbook, PlaybookEvent, run_playbook
 from mailer_lib.fleet.servers import DispatchServer
 from mailer_lib.settings import Settings
-from mailer_lib.terms import ServerState
+from mailer_lib.terms import HostOutcome, ServerState
 
 _WHY_NOT: Mapping[ServerState, str] = {
     ServerState.RETIRED: "it is retired: make it standby and provision it again",
@@ -97,6 +97,9 @@ class Upkeep:
         if not self.check:
             with write(self.engine) as connection:
                 provisioning.note(connection, self.actor, playbook, results)
+                for server in found:
+                    if playbook is Playbook.CONFIGURE and results[server.name].outcome is not HostOutcome.FAILED:
+                        sources.set_in_use(connection, server.id, provisioning.addresses_of(server))
         return results
 
 

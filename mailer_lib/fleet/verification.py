@@ -76,6 +76,7 @@ class SourceFacts:
     reverse_name: str
     ptr: tuple[str, ...]
     confirmed: tuple[str, ...]  # names of ``ptr`` that resolve back to the address
+    helo_name: str | None = None  # its own in EHLO, when it isn't the server's
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def check_sources(facts: Facts) -> Iterator[Finding]:
     elif facts.sources:
         yield info("helo-dns", f"{facts.helo_name} resolves to an address that mail leaves from")
     for source in facts.sources:
-        yield from check_ptr(source, facts.helo_name)
+        yield from check_ptr(source, source.helo_name or facts.helo_name)
 
 
 def check_ptr(source: SourceFacts, helo_name: str) -> Iterator[Finding]:

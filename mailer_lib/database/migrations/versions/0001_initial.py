@@ -450,6 +450,22 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
+    op.create_table('server_sources',
+    sa.Column('address', Exact(45), nullable=False),
+    sa.Column('server_id', Id, nullable=False),
+    sa.Column('helo_name', Exact(253), nullable=False),
+    sa.Column('warmed', sa.Boolean(), server_default='0', nullable=False, comment='mailbox providers know it'),
+    sa.Column('in_use', sa.Boolean(), server_default='0', nullable=False, comment='Exim there is configured with it'),
+    sa.Column('warming_from', UtcDateTime(), nullable=True, comment='midnight of the first day that its server was granted something'),
+    sa.Column('created_at', UtcDateTime(), nullable=False),
+    sa.ForeignKeyConstraint(['server_id'], ['dispatch_servers.id'], name=op.f('fk_server_sources_server_id')),
+    sa.PrimaryKeyConstraint('address', name=op.f('pk_server_sources')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
+    op.create_index(op.f('ix_server_sources_server_id'), 'server_sources', ['server_id'], unique=False)
     op.create_table('rollups_hourly',
     sa.Column('send_id', Id, nullable=False),
     sa.Column('variant', sa.SmallInteger(), autoincrement=False, nullable=False),
@@ -586,6 +602,8 @@ def downgrade() -> None:
     op.drop_table('slot_reports')
     op.drop_table('send_links')
     op.drop_table('rollups_hourly')
+    op.drop_index(op.f('ix_server_sources_server_id'), table_name='server_sources')
+    op.drop_table('server_sources')
     op.drop_table('server_health')
     op.drop_index('ix_server_checks_server', table_name='server_checks')
     op.drop_table('server_checks')
