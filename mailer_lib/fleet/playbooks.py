@@ -76,6 +76,7 @@ def run_playbook(
     on_event: Callable[[PlaybookEvent], None] = lambda event: None,
     check: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    timeout_s: int = TIMEOUT_S,
 ) -> dict[str, HostResult]:
     """Run it on all hosts at once; one that fails doesn't hold up the others. Returns each host's result by name.
 
@@ -104,7 +105,7 @@ def run_playbook(
             cmdline=f"--extra-vars @{folder / 'variables.json'}{' --check' if check else ''}",
             forks=len(hosts),
             envvars=_environment(folder),
-            settings={"job_timeout": TIMEOUT_S, "idle_timeout": TIMEOUT_S},
+            settings={"job_timeout": timeout_s, "idle_timeout": timeout_s},
             event_handler=watch.on_event,
             cancel_callback=should_stop,
             quiet=True,

@@ -15,7 +15,7 @@ from mailer_lib.database.engine import read, write
 from mailer_lib.fleet import provisioning, servers, sources
 from mailer_lib.fleet.login_key import public_half, public_line
 from mailer_lib.fleet.names import FleetError
-from mailer_lib.fleet.playbooks import HostResult, Playbook, PlaybookEvent, run_playbook
+from mailer_lib.fleet.playbooks import TIMEOUT_S, HostResult, Playbook, PlaybookEvent, run_playbook
 from mailer_lib.fleet.servers import DispatchServer
 from mailer_lib.settings import Settings
 from mailer_lib.terms import HostOutcome, ServerState
@@ -69,7 +69,8 @@ class Upkeep:
         Raises:
             FleetError: a server wasn't provisioned, or nothing could be run.
         """
-        return self._play(Playbook.DRAIN, names, {}, {"drain_wait_s": wait_s})
+        # two waits, and a task that waits says nothing meanwhile
+        return self._play(Playbook.DRAIN, names, {}, {"drain_wait_s": wait_s}, timeout_s=TIMEOUT_S + 2 * wait_s)
 
     def retire(self, names: Sequence[str], *, give_up_queue: bool = False) -> dict[str, HostResult]:
         """Stop Exim, close port 25, remove job folders, keys and agent. Refused while something is queued.
@@ -85,6 +86,7 @@ class Upkeep:
         names: Sequence[str],
         refused: Mapping[ServerState, str],
         variables: Mapping[str, Any],
+        timeout_s: int = TIMEOUT_S,
     ) -> dict[str, HostResult]:
         with read(self.engine) as connection:
             found = [servers.get(connection, name) for name in names]
@@ -92,8 +94,9 @@ class Upkeep:
                 _require(server, refused)
             hosts = [provisioning.playbook_host(connection, server, admin_user=self.admin_user) for server in found]
         results = run_playbook(
-            self.settings, playbook, hosts, variables=variables, on_event=self.on_event, check=self.check
-        )
+            self.settings, playbook, hosts,
+            variables=variables, on_event=self.on_event, check=self.check, timeout_s=timeout_s,
+        )  # fmt: skip
         if not self.check:
             with write(self.engine) as connection:
                 provisioning.note(connection, self.actor, playbook, results)
