@@ -575,12 +575,19 @@ class SlotRunner:
             self._listed_at = time.monotonic()
 
     def _pass_on(self, view: View) -> None:
-        """An agent without rows hears of a pause and its end as well: it holds the MTA's queue of the send."""
+        """An agent without rows hears of a pause and its end as well: it holds the MTA's queue of the send. One that
+        has ended is started for that, and ends by itself."""
+        last = self.channel.read_control()
+        if last is None or last.control is view.wish.agent:
+            return
         if self.channel.is_alive():
-            last = self.channel.read_control()
-            if last is not None and last.control is not view.wish.agent:
-                self._attach()
-                self._push_control(view)
+            self._attach()
+            self._push_control(view)
+        elif Control.PAUSE in (last.control, view.wish.agent):
+            self._ready = False
+            self._prepare(view)
+            self._push_control(view)
+            self.channel.start()
 
     def _dismiss(self, view: View) -> None:
         """The slot is through: its agent ends, and the job folder keeps neither secrets nor recipients. A server that

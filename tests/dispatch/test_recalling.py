@@ -14,16 +14,24 @@ from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import audit_log, leases, rollups_hourly, sends, shards, suppressions
 from mailer_lib.dispatch import control
+from mailer_lib.dispatch.agent_keeper import AgentKeeper
 from mailer_lib.dispatch.books import balance
+from mailer_lib.dispatch.channels import open_channel
 from mailer_lib.dispatch.close import close_send
 from mailer_lib.dispatch.recall_due import due_recalls
 from mailer_lib.dispatch.recall_send import Recalled, recall_send
 from mailer_lib.dispatch.row_outcome import row_outcome
-from mailer_lib.dispatch.slot import SlotState
+from mailer_lib.dispatch.sends import SendRecord, get_send
+from mailer_lib.dispatch.slot import SlotState, run_slot
+from mailer_lib.dispatch.slot_report import say
+from mailer_lib.dispatch.slot_rules import SlotProgress
 from mailer_lib.dispatch.topup import already_sent
+from mailer_lib.fleet import servers
+from mailer_lib.fleet.servers import DispatchServer
 from mailer_lib.shard.store import store
 from mailer_lib.terms import Outcome, SendState, SuppressionReason
 from tests.dispatch.exim_world import equip_with_exim, queue_of
+from tests.dispatch.ledgers import leased
 from tests.dispatch.real import Running, job_folder, ready_send
 from tests.dispatch.world import World
 from tests.mta.exim import Exim
@@ -116,6 +124,37 @@ def test_a_send_that_expires_takes_back_what_lies_in_the_queue(world: World, exi
     assert books[Outcome.CANCELLED] == books.recalled >= 5
     assert books[Outcome.CANCELLED] + books[Outcome.EXPIRED] == 60
     assert not exim.queued()
+
+
+def test_a_pause_reaches_the_queue_of_a_slot_whose_agent_has_ended(sqlite_world: World, exim: Exim) -> None:
+    world = sqlite_world
+    equip_with_exim(world, exim)
+    send_id = ready_send(world, [5, 5])
+    leased(world, send_id, server=1)  # so there are rows left, and none for this slot
+    say(world.engine, send_id, world.slot(1), SlotProgress("local-2", SlotState.SENDING))
+    assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.IDLE
+    with open_channel(server_of(world), world.settings, send_of(world, send_id), world.slot()) as channel:
+        assert AgentKeeper(channel, "local-1").end()
+    lying = queue_of(exim, send_id)
+    for act, frozen in ((control.pause, True), (control.resume, False)):
+        act(world.engine, SEND, "ann")
+        assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.IDLE
+        deadline = time.monotonic() + 20
+        while {message.frozen for message in lying.messages()} != {frozen} and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [message.frozen for message in lying.messages()] == [frozen] * 5
+        with open_channel(server_of(world), world.settings, send_of(world, send_id), world.slot()) as channel:
+            assert AgentKeeper(channel, "local-1").end()
+
+
+def server_of(world: World) -> DispatchServer:
+    with read(world.engine) as connection:
+        return servers.get(connection, world.slot().server)
+
+
+def send_of(world: World, send_id: int) -> SendRecord:
+    with read(world.engine) as connection:
+        return get_send(connection, send_id)
 
 
 def test_a_send_that_ended_in_failure_keeps_its_queue(world: World, exim: Exim) -> None:
