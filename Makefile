@@ -41,8 +41,8 @@ bench-dispatch: setup  ## the agent against peers and limits in the same run: N=
 bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed
 	$(PY) -m bench.audience
 
-e2e: setup  ## three bare hosts, provisioned, verified, and a campaign of 10,000 over SSH from Airflow (root; N hosts: HOSTS=3)
-	MAILFLEET_E2E_HOSTS=$(or $(HOSTS),3) MAILFLEET_E2E_PEOPLE=$(or $(PEOPLE),10000) $(PY) -m pytest -s tests/e2e/test_fleet.py
+e2e: setup  ## three bare hosts, provisioned, verified, and 10,000 over SSH from Airflow, then faults (root; HOSTS=3)
+	MAILFLEET_E2E_HOSTS=$(or $(HOSTS),3) MAILFLEET_E2E_PEOPLE=$(or $(PEOPLE),10000) $(PY) -m pytest -s tests/e2e/test_fleet.py tests/e2e/test_fleet_faults.py
 
 fleet: setup  ## bare Debian hosts and mailbox providers on this machine, to play with (root); Ctrl-C ends it
 	$(PY) -m tests.hosts

@@ -82,6 +82,17 @@ class Processes:
         sessions = {one.pid: one.created for one in started}
         return [p for p in psutil.process_iter() if p.pid != os.getpid() and _is_ours(p, marker, sessions)]
 
+    def kill(self, name: str) -> None:
+        """SIGKILL for one of ours and for all of its session, as when a supervisor's unit dies. It may be started
+        again."""
+        marker, started = self._load()
+        killed = {one.pid: one.created for one in started if one.name == name}
+        _signal([p for p in psutil.process_iter() if _is_ours(p, "", killed)], signal.SIGKILL)
+        for pid in killed:
+            if child := self._children.pop(pid, None):  # else another process started it
+                child.wait(timeout=KILL_WAIT_S)
+        self._store(marker, [one for one in started if one.name != name])
+
     def stop(self, term_wait_s: float = TERM_WAIT_S) -> None:
         """End them all: SIGTERM to each (agents and servers then end in order), SIGKILL to who stays."""
         if not self._file.exists():

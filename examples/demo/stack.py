@@ -146,11 +146,13 @@ class Stack:
 
     def start(self) -> None:
         """Start the components; ``wait_healthy`` says when they serve."""
-        processes = self.processes
-        processes.stop()
-        env = self.environment()
-        for name, command in COMPONENTS.items():
-            processes.start(name, self._airflow(*command), env, cwd=PROJECT)
+        self.processes.stop()
+        for name in COMPONENTS:
+            self.start_one(name)
+
+    def start_one(self, name: str) -> None:
+        """A component that isn't running."""
+        self.processes.start(name, self._airflow(*COMPONENTS[name]), self.environment(), cwd=PROJECT)
 
     def health(self) -> dict[str, str]:
         """Each component's state, as Airflow's API reports it; empty while the API doesn't answer."""

@@ -1,7 +1,7 @@
 """From bare hosts to a finished campaign: provisioned, verified, sent over SSH from Airflow to four mailbox providers.
 
 ``make e2e`` runs it with three hosts and 10,000 people. Everything, Airflow too, lives in the test fleet's network,
-which has no way out.
+which has no way out. What faults do to such a fleet: ``test_fleet_faults.py``.
 """
 
 import os
