@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from mailer_lib.commands.context import console, open_context
+from mailer_lib.terms import CapSpan
 
 app = typer.Typer(help="Sending pools (servers that share a reputation) and their limits by mailbox provider.")
 
@@ -31,13 +32,15 @@ def list_() -> None:
 
     with open_context() as context, read(context.engine) as connection:
         found = [(pool, servers.list_servers(connection, pool_id=pool.id)) for pool in pools.list_pools(connection)]
-    table = Table("sending pool", "servers", "limits an hour, for each server", "shared by all servers")
+    table = Table(
+        "sending pool", "servers", "limits an hour, for each server", "shared by all servers", "hourly cap", "daily cap"
+    )
     for pool, members in found:
-        each, shared = (
-            ", ".join(f"{provider} {per_hour:,}" for provider, per_hour in limits.items()) or "none"
-            for limits in (pool.per_hour, pool.shared_per_hour)
+        limits = (
+            ", ".join(f"{provider} {rows:,}" for provider, rows in limits.items()) or "none"
+            for limits in (pool.per_hour, pool.shared_per_hour, pool.hourly_cap, pool.daily_cap)
         )
-        table.add_row(pool.name, ", ".join(server.name for server in members), each, shared)
+        table.add_row(pool.name, ", ".join(server.name for server in members), *limits)
     console().print(table)
 
 
@@ -54,17 +57,44 @@ def limit(
     """
     from mailer_lib.database.engine import write
     from mailer_lib.fleet import pools
-    from mailer_lib.fleet.names import FleetError
 
-    if per_hour != "none" and not per_hour.isdecimal():
-        raise FleetError(f"{per_hour!r} isn't a number of messages an hour, nor `none`")
-    wanted = None if per_hour == "none" else int(per_hour)
+    wanted = _number(per_hour)
     with open_context() as context, write(context.engine) as connection:
         pools.set_limit(connection, name, provider, wanted, actor=context.actor, shared=shared)
     kind = "shared by all servers" if shared else "for each server"
     console().print(
         f"{name}: {provider} {'without a limit' if wanted is None else f'at most {wanted:,} an hour'}, {kind}"
     )
+
+
+def _number(messages: str) -> int | None:
+    from mailer_lib.fleet.names import FleetError
+
+    if messages != "none" and not messages.isdecimal():
+        raise FleetError(f"{messages!r} isn't a number of messages, nor `none`")
+    return None if messages == "none" else int(messages)
+
+
+@app.command()
+def cap(
+    name: Name,
+    provider: Annotated[str, typer.Argument(help="Mailbox provider: gmail, outlook, …, other.")],
+    messages: Annotated[str, typer.Argument(help="Messages from all servers of the pool together, or `none`.")],
+    per: Annotated[CapSpan, typer.Option("--per", help="Of the hour, or of the day, in UTC.")] = CapSpan.DAY,
+) -> None:
+    """Let all servers of the pool together hand over at most so many messages in an hour, or on a day, to one mailbox
+    provider. It is counted where rows are granted, so it is never passed.
+
+    Running sends take the new cap over with their next grant.
+    """
+    from mailer_lib.database.engine import write
+    from mailer_lib.fleet import pools
+
+    wanted = _number(messages)
+    with open_context() as context, write(context.engine) as connection:
+        pools.set_cap(connection, name, provider, per, wanted, actor=context.actor)
+    span = "an hour" if per is CapSpan.HOUR else "a day"
+    console().print(f"{name}: {provider} {'without a cap' if wanted is None else f'at most {wanted:,}'} {span}")
 
 
 @app.command()

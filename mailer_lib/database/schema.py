@@ -395,6 +395,8 @@ provider_limits = Table(
     Column("provider", Exact(32), primary_key=True),
     Column("per_hour", Integer, comment="for each server of the sending pool; NULL: no such limit"),
     Column("shared_per_hour", Integer, comment="for all its servers together; NULL: no such limit"),
+    Column("hourly_cap", Integer, comment="rows granted in an hour to all its servers together; NULL: no cap"),
+    Column("daily_cap", Integer, comment="rows granted on a day in UTC to all its servers together; NULL: no cap"),
     **_MYSQL,
 )
 
@@ -405,6 +407,17 @@ grant_counts = Table(  # caps and warm-up quotas are held by it: it grows in the
     Column("span", Exact(8), primary_key=True, comment="terms.CapSpan"),
     Column("starts_at", UtcDateTime, primary_key=True),
     Column("rows", Integer, nullable=False, comment="granted since; a granted row is never taken back"),
+    **_MYSQL,
+)
+
+provider_grant_counts = Table(  # likewise for the caps by mailbox provider, over all servers of a sending pool
+    "provider_grant_counts",
+    metadata,
+    Column("pool_id", Id, ForeignKey("sending_pools.id"), primary_key=True),
+    Column("provider", Exact(32), primary_key=True),
+    Column("span", Exact(8), primary_key=True, comment="terms.CapSpan"),
+    Column("starts_at", UtcDateTime, primary_key=True),
+    Column("rows", Integer, nullable=False, comment="granted since, or handed over before the cap was set"),
     **_MYSQL,
 )
 

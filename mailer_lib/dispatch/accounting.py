@@ -1,5 +1,6 @@
 """Accounting: what a ledger's bytes add to the counters of their lease and to the hourly roll-ups, exactly once."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ from mailer_lib.database.engine import now
 from mailer_lib.database.schema import leases, rollups_hourly, sends
 from mailer_lib.dispatch.grant_counts import credit
 from mailer_lib.dispatch.lease import Lease, LeaseLostError, settle_shard_of, transact
+from mailer_lib.dispatch.provider_counts import credit_providers
 from mailer_lib.terms import LeaseState, Outcome
 
 NEVER_HANDED_OVER = (Outcome.SUPPRESSED, Outcome.FAILED, Outcome.EXPIRED, Outcome.CANCELLED)
@@ -23,6 +25,15 @@ class Tally:
     counts: Mapping[Outcome, int] = field(default_factory=dict)
     deferrals: int = 0
     rollups: Mapping[tuple[int, str, datetime, str], int] = field(default_factory=dict)
+
+    @property
+    def dropped_by_provider(self) -> Mapping[str, int]:
+        """Rows that were never handed over."""
+        found: Counter[str] = Counter()
+        for (_, provider, _, metric), rows in self.rollups.items():
+            if metric in NEVER_HANDED_OVER:
+                found[provider] += rows
+        return found
 
 
 def record_progress(
@@ -46,6 +57,7 @@ def record_progress(
         dropped = sum(tally.counts.get(outcome, 0) for outcome in NEVER_HANDED_OVER)
         if dropped:
             credit(connection, lease.id, dropped, now())
+            credit_providers(connection, lease.id, tally.dropped_by_provider, now())
         if also is not None:
             also(connection)
 

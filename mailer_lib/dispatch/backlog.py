@@ -23,7 +23,7 @@ from mailer_lib.database.schema import (
     snapshots,
 )
 from mailer_lib.dispatch.caps import CapRules, span_start
-from mailer_lib.dispatch.forecast import ASSUMED_SLOT_PER_S
+from mailer_lib.dispatch.forecast import ASSUMED_SLOT_PER_S, capped_providers
 from mailer_lib.dispatch.grant_counts import rules_of, used_at
 from mailer_lib.dispatch.lease import unsettled_rows
 from mailer_lib.dispatch.plan import LIVE_FOR
@@ -102,6 +102,7 @@ def pool_view(
         sends=tuple(needs),
         servers=tuple(_server_view(connection, one, pool, looks.get(one.id), at, cost, paced=paced) for one in members),
         provider_per_s=_receivers_limits(connection, pool.id, members),
+        provider_caps=capped_providers(connection, pool.id, at),
         queues=_queues(members, looks, handed_over, _lately(connection, running, at), at),
         ramp=effective_ramp(None, pool.warmup),
         offers=(Offer(rent.source.kind, cost, ASSUMED_SLOT_PER_S),) if rent is not None else (),
@@ -297,6 +298,7 @@ def _receivers_limits(connection: Connection, pool_id: int, members: list[Dispat
             row.shared_per_hour / 3600 if row.shared_per_hour is not None else inf,
         )
         for row in rows
+        if row.per_hour is not None or row.shared_per_hour is not None
     }
 
 

@@ -1,10 +1,11 @@
-"""How many rows a server may still be granted in this hour and on this day. Pure; ``grant_counts.py`` counts.
+"""How many rows may still be granted in this hour and on this day, to a server or for a provider. Pure;
+``grant_counts.py`` and ``provider_counts.py`` count.
 
 A cap is held where rows are granted: an agent sends nothing that wasn't granted to it, so what was never granted needs
 no watching, and a row that is tried again isn't counted again (docs/decisions/0604).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -34,9 +35,10 @@ class NewAddress:
 
 @dataclass(frozen=True)
 class CapRules:
-    """What bounds a server's grants. ``ramp`` None: it isn't warming. ``addresses``: each has an equal share."""
+    """What bounds the grants of a server, or those for a mailbox provider. ``ramp`` None: nothing is warming.
+    ``addresses``: each has an equal share."""
 
-    server: str
+    name: str
     per_hour: int | None = None
     per_day: int | None = None
     ramp: tuple[int, ...] | None = None
@@ -68,19 +70,19 @@ def caps_at(rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> tuple
 
     found = []
     if rules.per_hour is not None:
-        found.append(cap(f"hourly cap of {rules.server}", CapSpan.HOUR, rules.per_hour))
+        found.append(cap(f"hourly cap of {rules.name}", CapSpan.HOUR, rules.per_hour))
     if rules.per_day is not None:
-        found.append(cap(f"daily cap of {rules.server}", CapSpan.DAY, rules.per_day))
+        found.append(cap(f"daily cap of {rules.name}", CapSpan.DAY, rules.per_day))
     if rules.ramp is not None:
         day = day_of(rules.warming_from, at)
         rows = quota(rules.ramp, day)
         if rows is not None:
-            found.append(cap(f"warm-up quota of {rules.server}, day {day}", CapSpan.DAY, rows * rules.addresses))
+            found.append(cap(f"warm-up quota of {rules.name}, day {day}", CapSpan.DAY, rows * rules.addresses))
     for new in rules.new_addresses:
         day = day_of(new.warming_from, at)
         rows = quota(new.ramp, day)
         if rows is not None:
-            name = f"warm-up quota of {new.address}, one of {rules.addresses} of {rules.server}, day {day}"
+            name = f"warm-up quota of {new.address}, one of {rules.addresses} of {rules.name}, day {day}"
             found.append(cap(name, CapSpan.DAY, rows * rules.addresses))
     return tuple(found)
 
@@ -88,6 +90,23 @@ def caps_at(rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> tuple
 def room(caps: Iterable[Cap]) -> int | None:
     """Rows that may still be granted; None: as many as there are."""
     return min((cap.left for cap in caps), default=None)
+
+
+def least(*rooms: int | None) -> int | None:
+    """The tightest of several rooms; None: as many as there are."""
+    return min((rows for rows in rooms if rows is not None), default=None)
+
+
+def within(providers: Sequence[str], first: int, through: int, rooms: Mapping[str, int]) -> int:
+    """How far a grant of rows ``[first, through)`` of mixed providers may go: up to the first one that has no room."""
+    left = dict(rooms)
+    for row in range(first, through):
+        provider = providers[row]
+        if provider in left:
+            if left[provider] <= 0:
+                return row
+            left[provider] -= 1
+    return through
 
 
 def exhausted(caps: Iterable[Cap]) -> Cap | None:

@@ -2,7 +2,8 @@
 
 All rates are messages a second. The capacity of the servers is shared among providers in proportion to what they still
 have; what a provider's limit leaves unused goes to the others; when one is done the shares are dealt anew. A server
-whose cap or warm-up quota is used up gives nothing until the next hour or day; outside the send window nobody does.
+whose cap or warm-up quota is used up gives nothing until the next hour or day, and a provider whose cap is used up gets
+nothing; outside the send window nobody does.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from mailer_lib.database.schema import dispatch_servers, leases, provider_limits
 from mailer_lib.dispatch.caps import Cap, CapRules, caps_at, span_start
 from mailer_lib.dispatch.grant_counts import rules_of, used_at
 from mailer_lib.dispatch.lease import MAY_TAKE
+from mailer_lib.dispatch.provider_counts import provider_rules, provider_used
 from mailer_lib.dispatch.sends import SendRecord
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import CapSpan, Outcome, ShardState
@@ -79,24 +81,31 @@ class ServerCapacity:
 
 
 @dataclass(frozen=True)
+class Capped:
+    """What may go to one mailbox provider in an hour and on a day, and what went in the present ones."""
+
+    rules: CapRules
+    used: Mapping[CapSpan, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Capacity:
-    """What a send can use. ``provider_per_s``: over all its servers."""
+    """What a send can use. ``provider_per_s`` and ``provider_caps``: over all its servers."""
 
     servers: tuple[ServerCapacity, ...]
     provider_per_s: Mapping[str, float]
     pace_per_s: float | None = None
     window: SendWindow | None = None
+    provider_caps: Mapping[str, Capped] = field(default_factory=dict)
 
 
-class _ServerFlow:
-    """A server in the model: how fast it may flow, and what it has used of its caps."""
+class _CappedFlow:
+    """What has flowed to a provider, or from a server, and what its caps leave."""
 
-    def __init__(self, capacity: ServerCapacity, at: datetime) -> None:
-        self.per_s = capacity.per_s
-        self.rules = capacity.rules
-        self.joins_at = capacity.joins_at
+    def __init__(self, rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> None:
+        self.rules = rules
         self._used: dict[tuple[CapSpan, datetime], float] = {
-            (span, span_start(span, at)): rows for span, rows in capacity.used.items()
+            (span, span_start(span, at)): rows for span, rows in used.items()
         }
 
     def caps(self, at: datetime) -> list[tuple[Cap, float]]:
@@ -122,6 +131,24 @@ class _ServerFlow:
             begun = (replace(new, warming_from=new.warming_from or today) for new in self.rules.new_addresses)
             self.rules = replace(self.rules, new_addresses=tuple(begun))
 
+    def lasts_s(self, at: datetime, per_s: float) -> list[float]:
+        """After how long each cap ends or is used up, at this rate."""
+        found = []
+        for cap, rows in self.caps(at):
+            found.append(_until_s(at, cap.ends_at))
+            if per_s > 0:
+                found.append(max(SHORTEST_S, rows / per_s))
+        return found
+
+
+class _ServerFlow(_CappedFlow):
+    """A server in the model, and how fast it may flow."""
+
+    def __init__(self, capacity: ServerCapacity, at: datetime) -> None:
+        super().__init__(capacity.rules, capacity.used, at)
+        self.per_s = capacity.per_s
+        self.joins_at = capacity.joins_at
+
 
 @dataclass(frozen=True)
 class _Stretch:
@@ -132,6 +159,7 @@ class _Stretch:
     bound_by: str
     flowing: list[_ServerFlow]
     zones: set[str | None]  # whose send window is open
+    shut: Mapping[str, Cap] = field(default_factory=dict)  # providers whose cap is used up
 
 
 def forecast(
@@ -149,6 +177,7 @@ def forecast(
     """
     mix = _mix(zones)
     servers = [_ServerFlow(server, starts_at) for server in capacity.servers if server.per_s > 0]
+    capped = {p: _CappedFlow(of.rules, of.used, starts_at) for p, of in capacity.provider_caps.items()}
     left = {provider: {zone: count * part for zone, part in mix.items()}
             for provider, count in messages.items() if count > 0}  # fmt: skip
     done: dict[str, ProviderForecast] = {}
@@ -156,7 +185,7 @@ def forecast(
     clock_s = 0.0
     horizon_s = horizon.total_seconds()
     while left and servers and clock_s < horizon_s:
-        stretch = _stretch(left, servers, capacity, starts_at + timedelta(seconds=clock_s))
+        stretch = _stretch(left, servers, capped, capacity, starts_at + timedelta(seconds=clock_s))
         rates = stretch.rates
         open_left = {provider: sum(left[provider][zone] for zone in stretch.zones) for provider in left}
         flowing = {provider: open_left[provider] / rate for provider, rate in rates.items() if rate > 0}
@@ -165,11 +194,15 @@ def forecast(
         whole = sum(server.per_s for server in stretch.flowing)
         for server in stretch.flowing:
             server.flow(sum(rates.values()) * step_s * server.per_s / whole, at)
+        for provider in rates.keys() & capped.keys():
+            capped[provider].flow(rates[provider] * step_s, at)
         clock_s += step_s
         for provider in list(left):
             bound, rate = capacity.provider_per_s.get(provider), rates.get(provider, 0.0)
             held = bound is not None and rate > 0 and rate >= bound * (1 - 1e-9)
             why = f"limit of {provider}" if held else "send window" if not open_left[provider] else stretch.bound_by
+            if provider in stretch.shut:
+                why = stretch.shut[provider].name
             held_s[provider][why] += round(step_s * 1000)
             for zone in stretch.zones if rate else ():
                 gone = left[provider][zone] / open_left[provider] * rate * step_s
@@ -196,7 +229,11 @@ def _mix(zones: Mapping[str | None, int] | None) -> dict[str | None, float]:
 
 
 def _stretch(
-    left: Mapping[str, Mapping[str | None, float]], servers: list[_ServerFlow], capacity: Capacity, at: datetime
+    left: Mapping[str, Mapping[str | None, float]],
+    servers: list[_ServerFlow],
+    capped: Mapping[str, _CappedFlow],
+    capacity: Capacity,
+    at: datetime,
 ) -> _Stretch:
     """What flows from ``at`` on, and how long it stays so."""
     ends_s = [inf]
@@ -220,15 +257,16 @@ def _stretch(
     whole = total = sum(server.per_s for server in flowing)
     if capacity.pace_per_s is not None and capacity.pace_per_s < total:
         total, why = capacity.pace_per_s, "pace"
+    shut_to = {p: cap for p, flow in capped.items() if p in left and (cap := flow.binding(at)) is not None}
+    ends_s += [_until_s(at, cap.ends_at) for cap in shut_to.values()]
     open_left = {p: rows for p, of_zone in left.items() if (rows := sum(of_zone[zone] for zone in zones)) > 0}
-    rates = _deal(open_left, total, capacity.provider_per_s)
+    rates = _deal({p: n for p, n in open_left.items() if p not in shut_to}, total, capacity.provider_per_s)
     flow = sum(rates.values())
     for server in flowing:
-        for cap, rows in server.caps(at):
-            ends_s.append(_until_s(at, cap.ends_at))
-            if flow > 0:
-                ends_s.append(max(SHORTEST_S, rows / (flow * server.per_s / whole)))
-    return _Stretch(min(ends_s), rates, why, flowing, zones)
+        ends_s += server.lasts_s(at, flow * server.per_s / whole)
+    for provider in rates.keys() & capped.keys():
+        ends_s += capped[provider].lasts_s(at, rates[provider])
+    return _Stretch(min(ends_s), rates, why, flowing, zones, shut_to)
 
 
 def _until_s(at: datetime, then: datetime) -> float:
@@ -288,5 +326,13 @@ def capacity_of(connection: Connection, send: SendRecord) -> Capacity:
             row.shared_per_hour / 3600 if row.shared_per_hour is not None else inf,
         )
         for row in limits
+        if row.per_hour is not None or row.shared_per_hour is not None
     }
-    return Capacity(able, by_provider, send.pace_per_s, send.send_window)
+    caps = capped_providers(connection, send.pool_id, at)
+    return Capacity(able, by_provider, send.pace_per_s, send.send_window, caps)
+
+
+def capped_providers(connection: Connection, pool_id: int, at: datetime) -> dict[str, Capped]:
+    """The caps of a sending pool by mailbox provider, and what is used of them."""
+    used = provider_used(connection, pool_id, at)
+    return {p: Capped(rules, used.get(p, {})) for p, rules in provider_rules(connection, pool_id).items()}

@@ -1,8 +1,10 @@
 """``grant_counts``: rows granted to each server, by hour and by day in UTC. The counter that caps are held by."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, insert, or_, select, update
 
 from mailer_lib.database.schema import dispatch_servers, grant_counts, leases, sending_pools
 from mailer_lib.dispatch.caps import Cap, CapRules, NewAddress, caps_at, span_start
@@ -56,26 +58,33 @@ def count_grant(connection: Connection, server_id: int, rows: int, at: datetime)
     caps = caps_at(rules, {}, at)
     for span in CapSpan:
         most = min((cap.rows for cap in caps if cap.span is span), default=None)
-        if most is not None and rows > most:
+        whose = {"server_id": server_id, "span": span, "starts_at": span_start(span, at)}
+        grown = grow(connection, grant_counts, whose, rows, most)
+        if grown is None:
             return False
-        starts_at = span_start(span, at)
-        table = grant_counts.c
-        mine = and_(table.server_id == server_id, table.span == span, table.starts_at == starts_at)
-        fits = mine if most is None else and_(mine, table.rows <= most - rows)
-        if connection.execute(update(grant_counts).where(fits).values(rows=table.rows + rows)).rowcount:
-            continue
-        if most is not None and connection.scalar(select(table.rows).where(mine)) is not None:
-            return False
-        # two slots that insert it at the same moment: the database refuses one, and its transaction is run again
-        connection.execute(insert(grant_counts).values(server_id=server_id, span=span, starts_at=starts_at, rows=rows))
-        if span is CapSpan.DAY:
-            _drop_old_hours(connection, server_id, at)
+        if grown and span is CapSpan.DAY:
+            drop_old_hours(connection, grant_counts, grant_counts.c.server_id == server_id, at)
     if rules.ramp is not None and rules.warming_from is None:
         first = and_(dispatch_servers.c.id == server_id, dispatch_servers.c.warming_from.is_(None))
         today = span_start(CapSpan.DAY, at)
         connection.execute(update(dispatch_servers).where(first).values(warming_from=today))
     if any(new.warming_from is None for new in rules.new_addresses):
         sources.begin_warming(connection, server_id, span_start(CapSpan.DAY, at))
+    return True
+
+
+def grow(connection: Connection, table: Table, whose: Mapping[str, Any], rows: int, most: int | None) -> bool | None:
+    """Add ``rows`` to a counter. True: it is a new one; None: it would pass ``most``."""
+    if most is not None and rows > most:
+        return None
+    mine = and_(*(table.c[name] == value for name, value in whose.items()))
+    fits = mine if most is None else and_(mine, table.c.rows <= most - rows)
+    if connection.execute(update(table).where(fits).values(rows=table.c.rows + rows)).rowcount:
+        return False
+    if most is not None and connection.scalar(select(table.c.rows).where(mine)) is not None:
+        return None
+    # two slots that insert it at the same moment: the database refuses one, and its transaction is run again
+    connection.execute(insert(table).values(**whose, rows=rows))
     return True
 
 
@@ -95,7 +104,6 @@ def credit(connection: Connection, lease_id: int, rows: int, at: datetime) -> No
         connection.execute(update(grant_counts).where(mine, table.rows >= rows).values(rows=table.rows - rows))
 
 
-def _drop_old_hours(connection: Connection, server_id: int, at: datetime) -> None:
-    table = grant_counts.c
-    old = and_(table.server_id == server_id, table.span == CapSpan.HOUR, table.starts_at < at - KEEP_HOURS_FOR)
-    connection.execute(grant_counts.delete().where(old))
+def drop_old_hours(connection: Connection, table: Table, mine: ColumnElement[bool], at: datetime) -> None:
+    old = and_(mine, table.c.span == CapSpan.HOUR, table.c.starts_at < at - KEEP_HOURS_FOR)
+    connection.execute(table.delete().where(old))

@@ -33,6 +33,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
 from mailer_lib.dispatch.grant_counts import count_grant
+from mailer_lib.dispatch.provider_counts import count_provider_grant, pool_of
 from mailer_lib.fleet.states import MAY_SEND
 from mailer_lib.terms import Control, LeaseState, Outcome, SendState, ServerState, ShardState
 
@@ -332,8 +333,12 @@ def _insert(
     return get_lease(connection, made[0])
 
 
-def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
-    """Store a larger grant, counted against the server's caps. Only when this has returned may the agent hear of it.
+def extend_grant(
+    engine: Engine, lease: Lease, granted_through: int, by_provider: Mapping[str, int] | None = None
+) -> None:
+    """Store a larger grant, counted against the caps of the server and of the mailbox providers. Only when this has
+    returned may the agent hear of it. ``by_provider``: the rows that come to it; needed where a provider has a cap and
+    the shard isn't of one provider alone.
 
     Raises:
         LeaseLostError: the lease ended, the shard went on to another epoch, or other slots took the rest of a cap.
@@ -371,8 +376,14 @@ def extend_grant(engine: Engine, lease: Lease, granted_through: int) -> None:
             gone,
         )
         more = granted_through - lease.granted_through
-        if lease.server_id is not None and more and not count_grant(connection, lease.server_id, more, now()):
+        if lease.server_id is None or not more:
+            return
+        if not count_grant(connection, lease.server_id, more, now()):
             raise LeaseLostError(f"{lease.ledger_name}: {more} more rows would pass a cap of its server")
+        mix = by_provider if lease.provider is None else {lease.provider: more}
+        barred = count_provider_grant(connection, pool_of(connection, lease.server_id), mix, now())
+        if barred is not None:
+            raise LeaseLostError(f"{lease.ledger_name}: {barred}")
 
     transact(engine, work)
 

@@ -13,6 +13,7 @@ from mailer_lib.agent.ledger import READ_BYTES, Deferral, Final, Intent, Record
 from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now
 from mailer_lib.dispatch.accounting import record_progress
+from mailer_lib.dispatch.caps import within
 from mailer_lib.dispatch.channel import Channel
 from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import Lease
@@ -110,11 +111,23 @@ class LeaseTracker:
         self._folded_bytes = delta.next_offset
         return sum(counted.tally.counts.values())
 
-    def held(self, provider_per_s: Mapping[str, float], grant_s: float) -> Held:
-        """As far as grants go."""
+    def providers_of(self, first: int, through: int) -> Counter[str]:
+        """Rows by mailbox provider."""
+        if self.lease.provider is not None:
+            return Counter({self.lease.provider: through - first})
+        return Counter(self.columns.provider[first:through])
+
+    def capped(self, through: int, rooms: Mapping[str, int]) -> int:
+        """How far a grant may go: where providers are mixed, up to the first row of one whose cap has no room."""
+        if not rooms or self.lease.provider is not None:
+            return through
+        return within(self.columns.provider, self.lease.granted_through, through, rooms)
+
+    def held(self, provider_per_s: Mapping[str, float], grant_s: float, rooms: Mapping[str, int]) -> Held:
+        """As far as grants go. ``rooms``: rows that may still be granted for the providers that have a cap."""
         soon, waiting = self.sendable(provider_per_s, grant_s)
         granted = self.lease.granted_through
-        return Held(granted + self.lease.grantable, granted, soon, waiting)
+        return Held(self.capped(granted + self.lease.grantable, rooms), granted, soon, waiting)
 
     def sendable(self, provider_per_s: Mapping[str, float], grant_s: float) -> tuple[int, int]:
         """Granted rows without an outcome: (those that can go within ``grant_s`` under the providers' limits, all).

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from math import isinf
 
 from mailer_lib.dispatch.caps import CapRules
-from mailer_lib.dispatch.forecast import HORIZON, NO_CAPS, Capacity, Forecast, ServerCapacity, forecast
+from mailer_lib.dispatch.forecast import HORIZON, NO_CAPS, Capacity, Capped, Forecast, ServerCapacity, forecast
 from mailer_lib.dispatch.lease import MAY_TAKE
 from mailer_lib.dispatch.scaling_text import late_text, outlook_text, span_text
 from mailer_lib.message.send_window import SendWindow
@@ -127,6 +127,7 @@ class PoolView:
     sends: tuple[SendNeed, ...] = ()
     servers: tuple[ServerView, ...] = ()
     provider_per_s: Mapping[str, float] = field(default_factory=dict)  # receivers' limits, all servers together
+    provider_caps: Mapping[str, Capped] = field(default_factory=dict)  # likewise, on an hour and a day
     queues: Mapping[str, ProviderQueue] = field(default_factory=dict)
     ramp: tuple[int, ...] = ()  # of a new server
     offers: tuple[Offer, ...] = ()
@@ -453,7 +454,11 @@ def _forecast(
 ) -> Forecast:
     servers = tuple(ServerCapacity(s.per_s, s.rules, s.used) for s in view.in_service)
     capacity = Capacity(
-        servers if more is None else (*servers, more), view.provider_per_s, send.pace_per_s, send.window
+        servers if more is None else (*servers, more),
+        view.provider_per_s,
+        send.pace_per_s,
+        send.window,
+        view.provider_caps,
     )
     return forecast(_work(view, send), capacity, at, horizon=horizon)
 

@@ -6,7 +6,7 @@ decide (docs/decisions/0602). The decisions are in ``slot_rules.py``; this modul
 """
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, snapshots
 from mailer_lib.dispatch.agent_keeper import DISMISS_S, AgentFailedError, AgentKeeper
-from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, room, sentence
+from mailer_lib.dispatch.caps import HAND_BACK_FROM, Cap, exhausted, least, room, sentence
 from mailer_lib.dispatch.channel import Channel, ChannelUnreachableError
 from mailer_lib.dispatch.channels import open_channel
 from mailer_lib.dispatch.grant_counts import caps_of_server
@@ -35,6 +35,7 @@ from mailer_lib.dispatch.lease import (
 )
 from mailer_lib.dispatch.lease_tracker import LeaseTracker
 from mailer_lib.dispatch.plan import Slot, limits_for
+from mailer_lib.dispatch.provider_counts import caps_of_providers
 from mailer_lib.dispatch.queue_listings import keep_listing
 from mailer_lib.dispatch.recalling import RecallBooks, RecallReader
 from mailer_lib.dispatch.sends import HEARTBEAT_S, ClaimLostError, SendRecord, get_send, heartbeat
@@ -130,8 +131,18 @@ class View:
     unsettled_shards: int  # but those that are parked
     parked_shards: int  # that wait for a decision
     caps: tuple[Cap, ...]  # of the server
+    provider_caps: Mapping[str, tuple[Cap, ...]]  # of the sending pool
     zones: Zones
     at: datetime
+
+    @property
+    def provider_rooms(self) -> dict[str, int]:
+        """Rows that may still be granted for each provider that has a cap."""
+        return {provider: rows for provider, caps in self.provider_caps.items() if (rows := room(caps)) is not None}
+
+    def used_up(self, provider: str | None) -> Cap | None:
+        """The cap that rows of this provider wait for: the server's, or the provider's own."""
+        return exhausted((*self.caps, *self.provider_caps.get(provider or "", ())))
 
 
 def _unix(at: datetime | None) -> float | None:
@@ -286,6 +297,7 @@ class SlotRunner:
             held = leases_of_slot(connection, self.send_id, self.slot.server_id, self.slot.slot)
             limits = limits_for(connection, send, self.slot)
             caps = caps_of_server(connection, self.slot.server_id, at)
+            provider_caps = caps_of_providers(connection, send.pool_id, at)
         expired = send.expires_at is not None and send.expires_at <= at
         zones = Zones.of(send.send_window, {shard.zone for shard in left if not shard.parked}, at)
         server = ServerState(server_state) if server_state is not None else ServerState.RETIRED
@@ -299,6 +311,7 @@ class SlotRunner:
             unsettled_shards=sum(s.count for s in left if not s.parked),
             parked_shards=sum(s.count for s in left if s.parked),
             caps=caps,
+            provider_caps=provider_caps,
             shut_shards=sum(s.count for s in left if s.is_open and not s.parked and not zones.is_open(s.zone)),
             zones=zones,
             at=at,
@@ -408,6 +421,8 @@ class SlotRunner:
         if room(view.caps) == 0:
             return
         for provider in sorted(view.open_providers, key=lambda name: name or ""):
+            if view.used_up(provider) is not None:
+                continue
             trackers = self._of_stream(view, provider)
             grantable = [tracker.lease.grantable for tracker in trackers]
             rate = self._stream(view, provider).rate
@@ -430,19 +445,22 @@ class SlotRunner:
     def _grant(self, view: View) -> None:
         """Top up the grants of each stream, oldest lease first, so that what can be sent covers about ``grant_s``."""
         grant_s, budget, status = self.settings.grant_s, room(view.caps), self._fresh_status()
+        rooms = view.provider_rooms
         has_begun = self.settled > 0 or (status is not None and status.dry)
         for provider in sorted({t.lease.provider for t in self.trackers.values()}, key=lambda name: name or ""):
             trackers = self._of_stream(view, provider)
             if not any(tracker.lease.grantable for tracker in trackers):
                 continue
-            held = [tracker.held(view.limits.provider_per_s, grant_s) for tracker in trackers]
-            stream = self._stream(view, provider)
-            rate = self.rates[provider] = stream.next_rate(held, has_begun=has_begun, has_room=budget != 0)
-            for tracker, through in zip(trackers, grants(held, rate, grant_s, budget), strict=True):
-                more = through - tracker.lease.granted_through
-                if more:
-                    extend_grant(self.engine, tracker.lease, through)
-                    budget = None if budget is None else budget - more
+            held = [tracker.held(view.limits.provider_per_s, grant_s, rooms) for tracker in trackers]
+            stream, left = self._stream(view, provider), least(budget, rooms.get(provider or ""))
+            rate = self.rates[provider] = stream.next_rate(held, has_begun=has_begun, has_room=left != 0)
+            for tracker, wanted in zip(trackers, grants(held, rate, grant_s, left), strict=True):
+                first, through = tracker.lease.granted_through, tracker.capped(wanted, rooms)
+                if through > first:
+                    mix = tracker.providers_of(first, through) if rooms else None
+                    extend_grant(self.engine, tracker.lease, through, mix)
+                    budget = None if budget is None else budget - (through - first)
+                    rooms = {name: rows - mix[name] for name, rows in rooms.items()} if mix else rooms
                     self._renew_one(tracker)
 
     def _stream(self, view: View, provider: str | None) -> Stream:
@@ -479,9 +497,9 @@ class SlotRunner:
         """End the leases that are through. When the slot winds down, or a cap is used up for longer, give back what was
         never granted first: servers with room take it. So when the window of a lease's time zone shuts: it is taken
         again, by whoever is there, when it opens."""
-        cap = exhausted(view.caps)
-        gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
         for lease_id, tracker in list(self.trackers.items()):
+            cap = view.used_up(tracker.lease.provider)
+            gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
             whole = tracker.lease.granted_through == tracker.lease.free_through
             if (gives_back or not view.zones.is_open(tracker.lease.zone)) and not whole:
                 hand_back(self.engine, tracker.lease)
@@ -516,8 +534,9 @@ class SlotRunner:
         self._pass_on(view)
         if view.wish.agent is Control.PAUSE:
             return self._end(SlotState.IDLE, view.wish.reason)
-        cap = exhausted(view.caps)
-        if cap is not None and view.open_shards:
+        waited_for = [view.used_up(provider) for provider in view.open_providers]
+        cap = min((cap for cap in waited_for if cap is not None), key=lambda cap: cap.ends_at, default=None)
+        if cap is not None and None not in waited_for:
             return self._end(SlotState.IDLE, sentence(cap))
         if view.shut_shards and not view.open_shards:
             return self._end(SlotState.IDLE, view.zones.why_some_wait())
@@ -655,8 +674,9 @@ class SlotRunner:
             state, reason = SlotState.STARTING, ""
         else:
             state = SlotState.WAITING if status.state == "waiting" else SlotState.SENDING
-            cap = exhausted(view.caps)
-            reason = sentence(cap) if cap is not None and status.dry else status.reason
+            cap = exhausted(view.caps) if status.dry else None
+            held_back = [cap for caps in view.provider_caps.values() if (cap := exhausted(caps)) is not None]
+            reason = "; ".join(sentence(one) for one in ([cap] if cap is not None else held_back)) or status.reason
         return SlotProgress(
             label=self.slot.label,
             state=state,

@@ -11,6 +11,7 @@ from mailer_lib.dispatch.caps import room
 from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE, parked, transact
 from mailer_lib.dispatch.plan import Slot
+from mailer_lib.dispatch.provider_counts import caps_of_providers, pool_of
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
 from mailer_lib.dispatch.zones import Zones
 from mailer_lib.message.send_window import SendWindow
@@ -187,8 +188,13 @@ def worth_a_look(
         zones = Zones.of(window, {shard.zone for shard in left}, now())
         if zones.why_shut():
             return False
-        if any(shard.is_open and zones.is_open(shard.zone) for shard in left):
-            return server_id is None or room(caps_of_server(connection, server_id, now())) != 0
+        free = {shard.provider for shard in left if shard.is_open and zones.is_open(shard.zone)}
+        if free and server_id is None:
+            return True
+        if free and server_id is not None and room(caps_of_server(connection, server_id, now())) != 0:
+            capped = caps_of_providers(connection, pool_of(connection, server_id), now())
+            if any(room(capped.get(provider or "", ())) != 0 for provider in free):
+                return True
         if server_id is not None and _holds_idle(connection, send_id, server_id):
             return True
         if any(shard.is_open for shard in left):

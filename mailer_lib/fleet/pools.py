@@ -1,14 +1,24 @@
-"""Sending pools, and how much their servers, each or all together, may hand over to a mailbox provider in an hour."""
+"""Sending pools, and how much their servers, each or all together, may hand over to a mailbox provider."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from mailer_lib.contacts.providers import PROVIDERS
 from mailer_lib.database.audit import record
 from mailer_lib.database.engine import now
-from mailer_lib.database.schema import provider_limits, sending_pools
+from mailer_lib.database.schema import (
+    dispatch_servers,
+    provider_grant_counts,
+    provider_limits,
+    rollups_hourly,
+    sending_pools,
+)
 from mailer_lib.fleet.names import FleetError, check_name
+from mailer_lib.terms import CapSpan, Outcome
+
+KINDS = ("per_hour", "shared_per_hour", "hourly_cap", "daily_cap")
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,8 @@ class Pool:
     name: str
     per_hour: dict[str, int] = field(default_factory=dict)  # by mailbox provider, for each server; absent: no limit
     shared_per_hour: dict[str, int] = field(default_factory=dict)  # likewise, for all servers together
+    hourly_cap: dict[str, int] = field(default_factory=dict)  # rows granted in an hour, for all servers together
+    daily_cap: dict[str, int] = field(default_factory=dict)  # likewise on a day
     warmup: tuple[int, ...] | None = None  # ramp of its servers; None: the default
 
 
@@ -52,20 +64,19 @@ def get(connection: Connection, name: str) -> Pool:
 
 def list_pools(connection: Connection) -> list[Pool]:
     """Every sending pool with its limits, by name."""
-    each: dict[int, dict[str, int]] = {}
-    shared: dict[int, dict[str, int]] = {}
+    limits: dict[int, dict[str, dict[str, int]]] = {}
     for row in connection.execute(select(provider_limits).order_by(provider_limits.c.provider)):
-        for limits, per_hour in ((each, row.per_hour), (shared, row.shared_per_hour)):
-            if per_hour is not None:
-                limits.setdefault(row.pool_id, {})[row.provider] = per_hour
+        of_pool = limits.setdefault(row.pool_id, {kind: {} for kind in KINDS})
+        for kind in KINDS:
+            if row._mapping[kind] is not None:
+                of_pool[kind][row.provider] = row._mapping[kind]
     rows = connection.execute(select(sending_pools).order_by(sending_pools.c.name))
     return [
         Pool(
             row.id,
             row.name,
-            each.get(row.id, {}),
-            shared.get(row.id, {}),
-            tuple(row.warmup) if row.warmup else None,
+            warmup=tuple(row.warmup) if row.warmup else None,
+            **limits.get(row.id, {}),
         )
         for row in rows
     ]
@@ -80,22 +91,52 @@ def set_limit(
     Raises:
         FleetError: no such pool or mailbox provider, or a limit under 1 (a provider isn't stopped by a limit of 0).
     """
+    _change(connection, name, provider, "shared_per_hour" if shared else "per_hour", per_hour, actor=actor)
+
+
+def set_cap(connection: Connection, name: str, provider: str, span: CapSpan, rows: int | None, *, actor: str) -> None:
+    """Let all servers of the pool together be granted at most ``rows`` for ``provider`` in an hour, or on a day (UTC);
+    None lifts the cap. What was handed over in the present hour or on the present day counts from the start.
+
+    Raises:
+        FleetError: no such pool or mailbox provider, or a cap under 1.
+    """
+    pool = _change(connection, name, provider, "hourly_cap" if span is CapSpan.HOUR else "daily_cap", rows, actor=actor)
+    counts = provider_grant_counts
+    at = now().replace(minute=0, second=0, microsecond=0)
+    for each in CapSpan if rows is not None else ():
+        starts_at = at if each is CapSpan.HOUR else at.replace(hour=0)
+        mine = {"pool_id": pool.id, "provider": provider, "span": each, "starts_at": starts_at}
+        same = and_(*(counts.c[column] == value for column, value in mine.items()))
+        gone = _handed_over(connection, pool.id, provider, starts_at)
+        counted = connection.scalar(select(counts.c.rows).where(same))
+        if counted is None:
+            connection.execute(insert(counts).values(**mine, rows=gone))
+        elif counted < gone:  # there was no cap for a while
+            connection.execute(update(counts).where(same).values(rows=gone))
+
+
+def _handed_over(connection: Connection, pool_id: int, provider: str, since: datetime) -> int:
+    table = rollups_hourly.c
+    taken = table.metric.in_((Outcome.INJECTED, Outcome.REJECTED))
+    servers = select(dispatch_servers.c.id).where(dispatch_servers.c.pool_id == pool_id)
+    mine = and_(table.server_id.in_(servers), table.provider == provider, table.hour >= since, taken)
+    return int(connection.scalar(select(func.sum(table.count)).where(mine)) or 0)
+
+
+def _change(connection: Connection, name: str, provider: str, changed: str, most: int | None, *, actor: str) -> Pool:
+    """Set one kind of limit beside the others."""
     pool = get(connection, name)
     if provider not in PROVIDERS:
         raise FleetError(f"{provider!r} isn't a mailbox provider that is told apart: {', '.join(sorted(PROVIDERS))}")
-    if per_hour is not None and per_hour < 1:
-        raise FleetError("a limit is at least 1 message an hour; to stop sending, pause the send or drain the server")
-    before = {"per_hour": pool.per_hour.get(provider), "shared_per_hour": pool.shared_per_hour.get(provider)}
-    changed = "shared_per_hour" if shared else "per_hour"
-    after = before | {changed: per_hour}
+    if most is not None and most < 1:
+        raise FleetError("a limit is at least 1 message; to stop sending, pause the send or drain the server")
+    before = {kind: getattr(pool, kind).get(provider) for kind in KINDS}
+    after = before | {changed: most}
     mine = (provider_limits.c.pool_id == pool.id) & (provider_limits.c.provider == provider)
     connection.execute(delete(provider_limits).where(mine))
     if any(limit is not None for limit in after.values()):
         connection.execute(insert(provider_limits).values(pool_id=pool.id, provider=provider, **after))
-    record(
-        connection,
-        actor,
-        "limit",
-        f"pool:{name}",
-        {"provider": provider, changed: per_hour, "before": before[changed]},
-    )
+    detail = {"provider": provider, changed: most, "before": before[changed]}
+    record(connection, actor, "limit", f"pool:{name}", detail)
+    return pool

@@ -13,17 +13,19 @@ from sqlalchemy import select, update
 
 from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import dispatch_servers, grant_counts, sends
+from mailer_lib.database.schema import dispatch_servers, grant_counts, rollups_hourly, sends, shards
 from mailer_lib.dispatch import lease as leases
 from mailer_lib.dispatch.accounting import Tally, record_progress
-from mailer_lib.dispatch.caps import CapRules, caps_at, exhausted, room, sentence, span_end, span_start
+from mailer_lib.dispatch.caps import CapRules, caps_at, exhausted, room, sentence, span_end, span_start, within
 from mailer_lib.dispatch.grant_counts import caps_of_server, used_at
 from mailer_lib.dispatch.lease import LeaseLostError, extend_grant, take_lease
+from mailer_lib.dispatch.provider_counts import caps_of_providers, provider_used
 from mailer_lib.dispatch.slot import SlotState, run_slot
 from mailer_lib.dispatch.slot_report import worth_a_look
+from mailer_lib.fleet import pools
 from mailer_lib.sink.process import SinkProcess, start
 from mailer_lib.terms import CapSpan, Outcome, ServerState, SuppressionReason
-from tests.dispatch.real import equip, ready_send, received
+from tests.dispatch.real import Running, equip, ready_send, received
 from tests.dispatch.world import PROVIDERS, World
 
 AT = datetime(2026, 11, 24, 17, 30, 12, tzinfo=UTC)
@@ -291,6 +293,138 @@ def test_what_a_quota_holds_back_expires_with_the_send(world: World, sink: SinkP
     assert worth_a_look(world.engine, send_id, world.servers[0])
     report = run_slot(world.engine, world.settings, send_id, world.slot())
     assert (report.state, report.injected, received(sink)) == (SlotState.EXPIRED, 20, 20)
+
+
+# --- caps of a mailbox provider ---------------------------------------------------------------------------------------
+
+
+def cap(world: World, provider: str, rows: int | None, span: CapSpan = CapSpan.DAY) -> None:
+    with write(world.engine) as connection:
+        name = pools.list_pools(connection)[0].name
+        pools.set_cap(connection, name, provider, span, rows, actor="ann")
+
+
+def granted_for(world: World, provider: str) -> int:
+    with read(world.engine) as connection:
+        return provider_used(connection, world.pool_id, now()).get(provider, {}).get(CapSpan.DAY, 0)
+
+
+@given(
+    st.lists(st.sampled_from(PROVIDERS), max_size=60),
+    st.dictionaries(st.sampled_from(PROVIDERS), st.integers(0, 8)),
+    st.integers(0, 20),
+)
+def test_a_grant_of_mixed_rows_goes_up_to_the_first_one_without_room(
+    providers: list[str], rooms: dict[str, int], first: int
+) -> None:
+    first = min(first, len(providers))
+    through = within(providers, first, len(providers), rooms)
+    granted = providers[first:through]
+    assert all(granted.count(name) <= rows for name, rows in rooms.items())
+    if through < len(providers):
+        assert granted.count(providers[through]) == rooms[providers[through]]
+
+
+def test_servers_that_ask_at_once_are_never_granted_more_for_a_provider_than_its_cap(world: World) -> None:
+    cap(world, "gmail", 100)
+    send_id = world.send()
+    world.publish(send_id, [50] * 6)
+    with write(world.engine) as connection:
+        connection.execute(update(shards).values(provider="gmail"))
+    taken = [take_lease(world.engine, send_id, world.servers[slot % 2], slot) for slot in range(6)]
+    begin = threading.Barrier(6)
+
+    def ask(lease: leases.Lease) -> None:
+        begin.wait()
+        for _ in range(50):
+            try:
+                extend_grant(world.engine, lease, lease.granted_through + 7)
+            except (LeaseLostError, ValueError):
+                return
+            with read(world.engine) as connection:
+                lease = leases.get_lease(connection, lease.id)
+
+    threads = [threading.Thread(target=ask, args=(lease,)) for lease in taken]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    granted = sum(through - first for ranges in world.granted_rows(send_id).values() for _, first, through in ranges)
+    assert granted == granted_for(world, "gmail") == 98
+
+
+def test_a_mixed_grant_is_refused_when_nobody_counted_its_providers(world: World) -> None:
+    cap(world, "gmail", 100)
+    send_id = world.send()
+    world.publish(send_id, [40])
+    lease = take_lease(world.engine, send_id, world.servers[0], 0)
+    assert lease is not None
+    with pytest.raises(LeaseLostError, match="was set at this moment"):
+        extend_grant(world.engine, lease, 8)
+    extend_grant(world.engine, lease, 8, {"gmail": 2, "yahoo": 6})
+    assert (granted_for(world, "gmail"), granted_for(world, "yahoo")) == (2, 0)  # only what has a cap is counted
+
+
+def test_a_dropped_row_uses_up_no_cap_of_its_provider(world: World) -> None:
+    cap(world, "gmail", 10)
+    send_id = world.send()
+    world.publish(send_id, [40])
+    lease = take_lease(world.engine, send_id, world.servers[0], 0)
+    assert lease is not None
+    extend_grant(world.engine, lease, 40, {"gmail": 10, "yahoo": 30})
+    with read(world.engine) as connection:
+        present = leases.get_lease(connection, lease.id)
+    hour = span_start(CapSpan.HOUR, now())
+    gone = {(0, "gmail", hour, "suppressed"): 4, (0, "yahoo", hour, "suppressed"): 3}
+    record_progress(world.engine, present, 1, Tally({Outcome.SUPPRESSED: 7}, 0, gone))
+    assert granted_for(world, "gmail") == 6
+
+
+def test_what_went_today_before_a_cap_was_set_counts(world: World) -> None:
+    send_id = world.send()
+    with write(world.engine) as connection:
+        for metric, count in (("injected", 70), ("rejected", 5), ("deferral", 9)):
+            connection.execute(
+                rollups_hourly.insert().values(
+                    send_id=send_id, variant=0, provider="gmail", server_id=world.servers[0],
+                    hour=span_start(CapSpan.HOUR, now()), metric=metric, count=count,
+                )
+            )  # fmt: skip
+    cap(world, "gmail", 100)
+    with read(world.engine) as connection:
+        assert room(caps_of_providers(connection, world.pool_id, now())["gmail"]) == 25
+    cap(world, "gmail", None)
+    with read(world.engine) as connection:
+        assert caps_of_providers(connection, world.pool_id, now()) == {}
+
+
+def test_two_servers_together_send_a_provider_its_cap_and_the_others_all(world: World, sink: SinkProcess) -> None:
+    equip(world, sink)
+    cap(world, "apple", 6)
+    send_id = ready_send(world, [16, 16, 16, 16])
+    with write(world.engine) as connection:
+        connection.execute(update(shards).where(shards.c.number == 0).values(provider="apple"))
+    reports = [run.report() for run in [Running(world, send_id, world.slot(number)) for number in range(2)]]
+    assert {report.state for report in reports} == {SlotState.IDLE}
+    assert any("the daily cap of apple (6) is used up" in report.reason for report in reports)
+    assert received(sink) == 6 + 48
+    assert not worth_a_look(world.engine, send_id, world.servers[0])
+    cap(world, "apple", 20)
+    assert worth_a_look(world.engine, send_id, world.servers[0])
+    assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.DONE
+    assert granted_for(world, "apple") == 16
+
+
+def test_in_mixed_shards_a_slot_stops_before_the_first_row_without_room(world: World, sink: SinkProcess) -> None:
+    equip(world, sink)
+    cap(world, "gmail", 6)
+    send_id = ready_send(world, [40])  # every fourth is at gmail
+    running = Running(world, send_id, world.slot())
+    running.until(lambda word: word.settled == 24 and "the daily cap of gmail (6) is used up" in word.reason)
+    assert received(sink) == 24
+    running.stop.set()
+    running.report()
+    assert granted_for(world, "gmail") == 6
 
 
 def window_around(begins: timedelta, ends: timedelta) -> dict[str, object]:

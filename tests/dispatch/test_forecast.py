@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mailer_lib.dispatch.caps import CapRules
-from mailer_lib.dispatch.forecast import Capacity, ServerCapacity, forecast
+from mailer_lib.dispatch.forecast import Capacity, Capped, ServerCapacity, forecast
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.terms import CapSpan
 
@@ -94,6 +94,17 @@ def test_a_warm_server_carries_what_a_cold_one_may_not() -> None:
     servers = (capped(10.0, ramp=(50,)), *able(10.0))
     made = forecast({"gmail": 1050}, Capacity(servers, {}), AT)
     assert made.total_s == pytest.approx(5 + 95)  # together until the quota is used up, then the warm one alone
+
+
+def test_a_cap_of_a_provider_spreads_it_over_days_and_holds_back_nobody_else() -> None:
+    caps = {"gmail": Capped(CapRules("gmail", per_day=400), {CapSpan.DAY: 300})}
+    made = forecast({"gmail": 1000, "other": 500}, Capacity(able(10.0), {}, provider_caps=caps), AT)
+    done = {p.provider: p for p in made.by_provider}
+    # 100 today, 400 tomorrow and the day after, 100 at the beginning of the third day
+    assert done["gmail"].done_after_s == pytest.approx(12 * HOUR_S + 2 * DAY_S + 10)
+    assert done["gmail"].bound_by == "daily cap of gmail"
+    assert done["other"].done_after_s == pytest.approx(60)  # the two together until the cap, then it alone
+    assert done["other"].bound_by == "capacity"
 
 
 def test_outside_the_send_window_nothing_flows() -> None:

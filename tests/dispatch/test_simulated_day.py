@@ -5,7 +5,7 @@ its limits let pass, as ``slot.py`` and the agent do; only files, database and M
 """
 
 import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mailer_lib.agent.pace import BURST_S, Bucket
-from mailer_lib.dispatch.caps import HAND_BACK_FROM, CapRules, caps_at, exhausted, room, span_start
+from mailer_lib.dispatch.caps import HAND_BACK_FROM, CapRules, caps_at, exhausted, room, span_start, within
 from mailer_lib.dispatch.forecast import Capacity, ServerCapacity, forecast
 from mailer_lib.dispatch.lease import next_grant
 from mailer_lib.dispatch.plan import share_limits
@@ -38,6 +38,7 @@ def _pattern() -> list[str]:
 
 
 PATTERN = _pattern()
+ROWS = PATTERN * (2 + SHARD_ROWS // 1000)  # a shard's, from any place in it on
 
 
 def rows_of(first: int, through: int) -> Counter[str]:
@@ -74,6 +75,8 @@ class Day:
     per_provider: Mapping[str, int] = field(default_factory=dict)  # for each server, an hour
     shared: Mapping[str, int] = field(default_factory=dict)  # for all together, an hour
     window: SendWindow | None = None
+    caps: Mapping[str, CapRules] = field(default_factory=dict)  # of providers, for all servers together
+    capped: defaultdict[str, Counter[datetime]] = field(default_factory=lambda: defaultdict(Counter))
     shards: deque[tuple[int, int]] = field(
         default_factory=lambda: deque((0, SHARD_ROWS) for _ in range(MESSAGES // SHARD_ROWS))
     )
@@ -87,6 +90,17 @@ class Day:
                 server.sent.append(Counter())
                 if shut is None:
                     self.step(server, at, minute * float(STEP_S), live)
+
+    def rooms(self, at: datetime) -> dict[str, int]:
+        """Rows that may still be granted, to all servers together, for each provider that has a cap."""
+        found = {}
+        for provider, rules in self.caps.items():
+            used = {CapSpan.HOUR: self.capped[provider][at.replace(minute=0)],
+                    CapSpan.DAY: sum(self.capped[provider].values())}  # fmt: skip
+            left = room(caps_at(rules, used, at))
+            if left is not None:
+                found[provider] = left
+        return found
 
     def step(self, server: Server, at: datetime, now_s: float, live: int) -> None:
         limits = share_limits(
@@ -108,7 +122,7 @@ class Day:
         self.send(server, now_s)
 
     def grant(self, server: Server, at: datetime, per_s: float | None, provider_per_s: Mapping[str, float]) -> None:
-        caps = caps_at(server.rules, server.used(at), at)
+        caps, rooms = caps_at(server.rules, server.used(at), at), self.rooms(at)
         budget, cap = room(caps), exhausted(caps)
         if cap is not None and cap.ends_at - at >= HAND_BACK_FROM and server.lease is not None:
             self.shards.append(server.lease)
@@ -129,9 +143,14 @@ class Day:
             through = next_grant(rows, granted, granted - soon, per_s=server.rate, grant_s=STEP_S)
             through = min(through, granted + max(0, most - server.waiting.total()))
             through = through if budget is None else min(through, granted + budget)
+            if rooms:
+                through = granted + within(ROWS[granted % 1000 :][: through - granted], 0, through - granted, rooms)
             if through == granted:
                 break
             more = rows_of(granted, through)
+            rooms = {provider: rows - more[provider] for provider, rows in rooms.items()}
+            for provider in rooms:
+                self.capped[provider][span_start(CapSpan.HOUR, at)] += more[provider]
             server.waiting += more
             server.granted[span_start(CapSpan.HOUR, at)] += through - granted
             if server.rules.ramp is not None and server.rules.warming_from is None:
@@ -220,6 +239,20 @@ def test_no_limit_of_a_provider_is_passed_in_any_hour(bounded: Day) -> None:
     for provider, per_hour in bounded.shared.items():
         most = most_in_an_hour(bounded.sent(provider))
         assert most <= per_hour + len(bounded.servers)  # each bucket lets one message through at once
+
+
+def test_no_cap_of_a_provider_is_passed_and_until_then_the_capacity_is_used() -> None:
+    caps = {PROVIDERS[0]: CapRules(PROVIDERS[0], per_day=300_000), PROVIDERS[1]: CapRules(PROVIDERS[1], 9_000, 120_000)}
+    day = Day([Server(CapRules(f"mta-{n}"), mta_per_s=1.5) for n in range(10)], caps=caps)
+    day.run()
+    for provider, rules in caps.items():
+        of_day = sum(day.capped[provider].values())
+        assert sum(day.sent(provider)) <= of_day <= (rules.per_day or of_day)
+        assert rules.per_hour is None or max(day.capped[provider].values()) <= rules.per_hour
+    # each fourth row is of the first one, so its cap is used up before anything else is
+    assert sum(day.capped[PROVIDERS[0]].values()) == 300_000
+    by_minute = day.sent()
+    assert sum(by_minute[: 12 * 60]) >= 0.95 * 10 * 1.5 * 12 * 3600
 
 
 def test_where_one_shared_limit_binds_it_is_used() -> None:

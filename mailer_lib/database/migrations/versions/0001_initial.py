@@ -301,11 +301,26 @@ def upgrade() -> None:
     mysql_engine='InnoDB'
     )
     op.create_index('ix_listed_hashes_list', 'listed_hashes', ['hash_list_id'], unique=False)
+    op.create_table('provider_grant_counts',
+    sa.Column('pool_id', Id, nullable=False),
+    sa.Column('provider', Exact(32), nullable=False),
+    sa.Column('span', Exact(8), nullable=False, comment='terms.CapSpan'),
+    sa.Column('starts_at', UtcDateTime(), nullable=False),
+    sa.Column('rows', sa.Integer(), nullable=False, comment='granted since, or handed over before the cap was set'),
+    sa.ForeignKeyConstraint(['pool_id'], ['sending_pools.id'], name=op.f('fk_provider_grant_counts_pool_id')),
+    sa.PrimaryKeyConstraint('pool_id', 'provider', 'span', 'starts_at', name=op.f('pk_provider_grant_counts')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
     op.create_table('provider_limits',
     sa.Column('pool_id', Id, nullable=False),
     sa.Column('provider', Exact(32), nullable=False),
     sa.Column('per_hour', sa.Integer(), nullable=True, comment='for each server of the sending pool; NULL: no such limit'),
     sa.Column('shared_per_hour', sa.Integer(), nullable=True, comment='for all its servers together; NULL: no such limit'),
+    sa.Column('hourly_cap', sa.Integer(), nullable=True, comment='rows granted in an hour to all its servers together; NULL: no cap'),
+    sa.Column('daily_cap', sa.Integer(), nullable=True, comment='rows granted on a day in UTC to all its servers together; NULL: no cap'),
     sa.ForeignKeyConstraint(['pool_id'], ['sending_pools.id'], name=op.f('fk_provider_limits_pool_id')),
     sa.PrimaryKeyConstraint('pool_id', 'provider', name=op.f('pk_provider_limits')),
     mariadb_charset='utf8mb4',
@@ -615,6 +630,7 @@ def downgrade() -> None:
     op.drop_index('ix_scale_decisions_pool_id', table_name='scale_decisions')
     op.drop_table('scale_decisions')
     op.drop_table('provider_limits')
+    op.drop_table('provider_grant_counts')
     op.drop_index('ix_listed_hashes_list', table_name='listed_hashes')
     op.drop_table('listed_hashes')
     op.drop_table('dispatch_servers')
