@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mailer_lib.identity import IdentityKey, message_key
+from mailer_lib.identity import IdentityKey, joined_message_keys, message_key, message_keys
 
 KEY = IdentityKey(bytes(range(32)))
 
@@ -21,7 +21,9 @@ def test_known_answers() -> None:
     assert address_hash.hex() == "d0431258f91bc96c00ec5937e814785d"
     assert KEY.address_hash("müller@xn--bcher-kva.example").hex() == "a06f3f2ff62e9d72e0a136b95d8ed274"
     assert send_key.hex() == "4ca9fd1b675fb89162939b8b1618803b218d8472c7500fa16c4036fd1e2f7c41"
-    assert message_key(send_key, address_hash).hex() == "9b2ecbd8fafd3a238229e752a7adf0ab"
+    assert message_key(send_key, address_hash).hex() == "1ba3f415f4b30fb36bc453eb45e98645"
+    block = bytes.fromhex("00112233445566778899aabbccddeeff")
+    assert message_key(bytes(range(32)), block).hex() == "8ea2b7ca516745bfeafc49904b496089", "of FIPS 197, C.3"
 
 
 @given(secret=secrets, other=secrets, address=names)
@@ -47,6 +49,19 @@ def test_a_hash_for_one_use_is_no_hash_for_another(text: str) -> None:
     address_hash = KEY.address_hash(text)
     send_key = KEY.send_key(text, "1")
     assert len({address_hash, send_key[:16], message_key(send_key, address_hash)}) == 3
+
+
+@given(hashes=st.lists(st.binary(min_size=16, max_size=16), unique=True), key=secrets)
+def test_a_message_key_is_one_block_of_aes_whoever_makes_it(hashes: list[bytes], key: bytes) -> None:
+    keys = [message_key(key, address_hash) for address_hash in hashes]
+    assert message_keys(key, iter(hashes)) == keys
+    assert joined_message_keys(key, b"".join(hashes)) == b"".join(keys)
+    assert len(set(keys)) == len(hashes)
+
+
+def test_half_an_address_hash_has_no_message_key() -> None:
+    with pytest.raises(ValueError, match="16 bytes each; these are 24"):
+        joined_message_keys(bytes(32), bytes(24))
 
 
 @given(secret=st.binary(max_size=64).filter(lambda value: len(value) != 32))

@@ -1,7 +1,7 @@
 """From a block of rows as they were read to people selected and people barred: pure, and no Python for each row.
 
-Two things have no column function: the message key (keyed BLAKE2b, 0.7 µs), and an address that isn't plain
-(``_deliverable``), which ``contacts.address.normalise`` makes deliverable.
+One thing has no column function: an address that isn't plain (``_deliverable``), which ``contacts.address.normalise``
+makes deliverable.
 """
 
 import json
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, bytes_of, variants_of
 from mailer_lib.contacts.address import AddressError, normalise
-from mailer_lib.identity import message_keys
+from mailer_lib.identity import joined_message_keys
 from mailer_lib.shard.files import shard_schema
 from mailer_lib.terms import AttributeType, ExclusionReason
 
@@ -66,6 +66,8 @@ class Rows(Protocol):
 
     def column(self, name: str, /) -> "pa.Array[Any]": ...
 
+    def select(self, names: list[str], /) -> "Rows": ...
+
     def take(self, rows: NDArray[np.int64], /) -> pa.RecordBatch: ...
 
 
@@ -77,20 +79,23 @@ def split(rows: Rows, freezing: Freezing) -> tuple[pa.RecordBatch, pa.RecordBatc
     reasons = rows.column("reasons").to_numpy().copy()
     address, invalid = _deliverable(rows.column("address"))
     reasons[invalid] |= int(ExclusionReason.INVALID_ADDRESS)
-    shards = shard_numbers(rows.column("address_hash"), freezing.shards)
+    hashes = rows.column("address_hash")
+    shards = shard_numbers(hashes, freezing.shards)
     order = np.argsort(shards, kind="stable")
     out = order[reasons[order] != 0]
-    ids, hashes = rows.column("contact_id").take(out), rows.column("address_hash").take(out)
-    barred = pa.record_batch([pa.array(shards[out]), ids, hashes, pa.array(reasons[out])], schema=BARRED_SCHEMA)
+    theirs = [rows.select(["contact_id"]).take(out).column(0), hashes.take(out)]
+    barred = pa.record_batch([pa.array(shards[out]), *theirs, pa.array(reasons[out])], schema=BARRED_SCHEMA)
     kept = order[reasons[order] == 0]
-    people = rows.take(kept)
-    keys = b"".join(message_keys(freezing.send_key, rows_of(people.column("address_hash"))))
+    kept_hashes = hashes.take(kept)
+    keys = joined_message_keys(freezing.send_key, bytes(bytes_of(kept_hashes)))
     made = {
         "address": address.take(kept),
+        "address_hash": kept_hashes,
         "shard": pa.array(shards[kept]),
         "message_key": binary16(keys),
         "variant": pa.array(variants_of(keys, list(accumulate(freezing.weights)))),
     }
+    people = rows.select([name for name in freezing.selected.names if name not in made]).take(kept)
     columns = [made[f.name] if f.name in made else _read_as(people.column(f.name), f.type) for f in freezing.selected]
     return pa.record_batch(columns, schema=freezing.selected), barred
 
@@ -99,12 +104,6 @@ def shard_numbers(hashes: "pa.Array[Any]", shards: int) -> NDArray[np.uint32]:
     """First four bytes of each address hash (binary(16)), big-endian, mod ``shards``."""
     prefix = np.frombuffer(bytes_of(hashes), dtype=">u4").reshape(-1, 4)[:, 0]
     return (prefix % shards).astype(np.uint32)
-
-
-def rows_of(values: "pa.Array[Any]") -> list[bytes]:
-    """Likewise ``bytes_of``, row by row."""
-    rows: list[bytes] = np.frombuffer(bytes_of(values), "V16").tolist()
-    return rows
 
 
 def binary16(data: bytes) -> "pa.Array[Any]":

@@ -124,8 +124,12 @@ def _or_null_sqlite(element: _or_null, compiler: SQLCompiler, **kw: Any) -> str:
 class Block:
     """Some rows, still as fields of text: a column, or rows of all columns, are made when they are asked for."""
 
-    def __init__(self, schema: pa.Schema, fields: "pa.Array[Any]", missing: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, schema: pa.Schema, fields: "pa.Array[Any]", missing: NDArray[np.bool_], names: Sequence[str] | None = None
+    ) -> None:
+        """``names``: of the columns of ``schema`` that ``take`` makes; all without it."""
         self._schema, self._fields, self._missing = schema, fields, missing
+        self._names = schema.names if names is None else names
         self.num_rows = len(fields) // len(schema)
 
     @property
@@ -136,11 +140,16 @@ class Block:
         place = self._schema.get_field_index(name)
         return self._column(place, np.arange(place, len(self._fields), len(self._schema)))
 
+    def select(self, names: Sequence[str]) -> "Block":
+        """With these columns only."""
+        return Block(self._schema, self._fields, self._missing, names)
+
     def take(self, rows: NDArray[np.int64]) -> pa.RecordBatch:
         """These rows, in this order."""
         first = rows * len(self._schema)
-        columns = [self._column(place, first + place) for place in range(len(self._schema))]
-        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        places = [self._schema.get_field_index(name) for name in self._names]
+        columns = [self._column(place, first + place) for place in places]
+        return pa.RecordBatch.from_arrays(columns, schema=pa.schema([self._schema.field(place) for place in places]))
 
     def _column(self, place: int, fields: NDArray[np.int64]) -> "pa.Array[Any]":
         return _column(self._fields.take(fields), self._schema.field(place), self._missing[fields])

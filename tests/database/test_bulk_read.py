@@ -109,6 +109,7 @@ def test_a_column_and_chosen_rows_of_a_block(engine: Engine) -> None:
     chosen = block.take(pa.array([3, 1]).to_numpy())
     assert chosen.schema == SCHEMA
     assert [(row["id"], row["points"], row["name"]) for row in chosen.to_pylist()] == [(4, 3.0, None), (2, 1.0, None)]
+    assert block.select(["points", "id"]).take(pa.array([3, 1]).to_numpy()).equals(chosen.select(["points", "id"]))
 
 
 def test_only_the_ids_asked_for(engine: Engine) -> None:
