@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, func, or_, select
 
 from mailer_lib.audience import sampling
 from mailer_lib.audience.catalogue import Catalogue
@@ -14,6 +14,9 @@ from mailer_lib.audience.exclusions import exclusions, reason_names
 from mailer_lib.database.engine import now as this_moment
 from mailer_lib.database.schema import contacts
 from mailer_lib.settings import Settings
+
+SAMPLED_BLOCKS = 256  # SQLite takes a thousand terms
+SAMPLED_IDS = 131_072  # so 512 a block
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,23 @@ def count_statement(condition: ColumnElement[bool], list_id: int) -> Select[int,
 def matching_statement(condition: ColumnElement[bool]) -> Select[int]:
     """One row: how many match, whoever may be mailed."""
     return select(func.count()).select_from(contacts).where(condition)
+
+
+def estimate(connection: Connection, condition: ColumnElement[bool], first: int, last: int) -> int:
+    """Nearly how many of the contacts ``first..last`` match: exact up to SAMPLED_IDS ids, and never 0 above.
+
+    Counted in SAMPLED_BLOCKS blocks of ids at equal distances. Counting all cost the database 0.9 s where 60 % of a
+    million matched. People whose ids lie close together, as an import brings them, may be missed or taken for more than
+    they are, so this is for planning only.
+    """
+    span = last - first + 1
+    if span <= SAMPLED_IDS:
+        return connection.execute(matching_statement(condition).where(contacts.c.id.between(first, last))).scalar_one()
+    width = SAMPLED_IDS // SAMPLED_BLOCKS
+    starts = (first + (span - width) * block // (SAMPLED_BLOCKS - 1) for block in range(SAMPLED_BLOCKS))
+    sampled = or_(*(contacts.c.id.between(start, start + width - 1) for start in starts))
+    found = connection.execute(matching_statement(condition).where(sampled)).scalar_one()
+    return max(1, round(found * span / SAMPLED_IDS))
 
 
 def count(

@@ -122,7 +122,7 @@ class SnapshotPlan(BaseModel):
     as_of: datetime  # "now" of every range
     max_contact_id: int
     thresholds: dict[str, str] = {}  # of the criteria's random samples (sampling.py)
-    matching: int  # counted when the plan was made, whoever may be mailed
+    matching: int  # nearly, whoever may be mailed: for the numbers of ranges and shards; the manifest's is exact
     shards: int  # publication raises it to a multiple when a shard would grow too big
     ranges: tuple[IdRange, ...]
 

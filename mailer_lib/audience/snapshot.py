@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, insert, select, update
 
 from mailer_lib.audience import behaviour_sets, behaviour_store, catalogue
-from mailer_lib.audience.counts import matching_statement
+from mailer_lib.audience.counts import estimate
 from mailer_lib.audience.criteria import rules_sha256, where
 from mailer_lib.audience.files import replace_file, sync_folder
 from mailer_lib.audience.manifest import Manifest, RangeRead
@@ -142,8 +142,7 @@ def plan_snapshot(
             samples: dict[str, str] = {}
             for one in (group, *excluded):
                 samples |= thresholds(connection, one, int(last))
-            matching = matching_statement(where(group, samples)).where(contacts.c.id <= last)
-            count = connection.execute(matching).scalar_one()
+            count = estimate(connection, where(group, samples), int(first), int(last))
         return _Extent(int(last), count, id_ranges(int(first), int(last), range_count(count)), samples)
 
     return _plan(engine, settings, send_id, inputs, measure)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import insert, select, update
 
-from mailer_lib.audience import assembly, catalogue, criteria, manifest, ranges, sampling, snapshot
+from mailer_lib.audience import assembly, catalogue, counts, criteria, manifest, ranges, sampling, snapshot
 from mailer_lib.audience.criteria import rules_sha256
 from mailer_lib.audience.manifest import Manifest
 from mailer_lib.audience.plan import ControlGroup, Exclude
@@ -112,6 +112,22 @@ def test_relative_dates_samples_and_other_criteria_are_frozen_with_the_plan(worl
     assert (made.counts.frozen, plan.matching) == (50, 50)
     assert made.criteria.references == {"high": rule("attribute.points", ">=", 100)}
     assert verify(folder) == []
+
+
+@pytest.mark.parametrize(("first", "through", "planned_for"), [(0, 2, 15), (20, 49, 1), (100, 299, 200)])
+def test_a_large_plan_is_made_for_an_estimate_and_freezes_everybody(
+    world: World, monkeypatch: pytest.MonkeyPatch, first: int, through: int, planned_for: int
+) -> None:
+    """Six blocks of ten ids are counted, of 300: the first, the last, and every 58th."""
+    monkeypatch.setattr(counts, "SAMPLED_IDS", 60)
+    monkeypatch.setattr(counts, "SAMPLED_BLOCKS", 6)
+    many(world)
+    among = [*rule("attribute.points", ">=", first)["rules"], *rule("attribute.points", "<=", through)["rules"]]
+    plan = planned(world, world.add_send(), rules={"combinator": "and", "rules": among})
+    assert plan.matching == planned_for
+    made = build(world.engine, world.settings, plan)
+    assert made.counts.matching == through - first + 1
+    assert verify(folder_of(world, plan)) == []
 
 
 def test_criteria_that_changed_make_another_plan(world: World) -> None:
