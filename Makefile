@@ -19,7 +19,7 @@ down:  ## stop what `make up` started
 	@if [ -x $(PY) ]; then $(PY) -m examples.demo.down; fi
 
 test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
-	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40 -m "not airflow" $(ARGS)
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40 -m "not airflow and not long" $(ARGS)
 	$(PY) -m pytest --durations 12 -m "airflow and not fleet" $(ARGS)  # each of these keeps two cores busy by itself
 
 lint: setup  ## ruff, mypy --strict, import-linter, ansible-lint
@@ -43,6 +43,7 @@ bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 pe
 
 e2e: setup  ## three bare hosts, provisioned, verified, and 10,000 over SSH from Airflow, then faults (root; HOSTS=3)
 	MAILFLEET_E2E_HOSTS=$(or $(HOSTS),3) MAILFLEET_E2E_PEOPLE=$(or $(PEOPLE),10000) $(PY) -m pytest -s tests/e2e/test_fleet.py tests/e2e/test_fleet_faults.py
+	$(PY) -m pytest -s tests/plugins/test_fifty_slots.py
 
 fleet: setup  ## bare Debian hosts and mailbox providers on this machine, to play with (root); Ctrl-C ends it
 	$(PY) -m tests.hosts
