@@ -38,7 +38,7 @@ bench: bench-dispatch  ## the same as bench-dispatch
 bench-dispatch: setup  ## the agent against peers and limits in the same run: N=20000 recipients; exit 1 when a bar is missed
 	$(PY) -m bench.dispatch
 
-bench-audience: setup  ## snapshots at scale, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed
+bench-audience: setup  ## snapshots, imports, criteria, questions, on a private MariaDB: N=1000000 people; exit 1 when a bar is missed
 	$(PY) -m bench.audience
 
 e2e: setup  ## three bare hosts, provisioned, verified, and 10,000 over SSH from Airflow, then faults (root; HOSTS=3)

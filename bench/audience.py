@@ -8,12 +8,17 @@ import os
 import platform
 import sys
 
-from bench import audience_criteria, audience_questions, audience_snapshot
+from bench import audience_criteria, audience_import, audience_questions, audience_snapshot
 from bench.bytecode import keep_bytecode
 from bench.figures import Figures
 from bench.private_mariadb import BUFFER_POOL_MB, NoMariadbError, private_mariadb
 
-SECTIONS = {"snapshot": audience_snapshot, "criteria": audience_criteria, "questions": audience_questions}
+SECTIONS = {
+    "snapshot": audience_snapshot,
+    "import": audience_import,
+    "criteria": audience_criteria,
+    "questions": audience_questions,
+}
 
 
 def main(names: list[str]) -> int:
