@@ -19,6 +19,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.files import replace_file
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
 from mailer_lib.audience.manifest import ColumnEntry, Counts, CriteriaText, FileEntry, Manifest, RangeRead, ShardEntry
+from mailer_lib.audience.people_files import PeopleWriter
 from mailer_lib.audience.plan import PLAN_FILE, Inputs, PlanSource, SnapshotPlan, id_ranges, range_count
 from mailer_lib.contacts.lists import ensure_list
 from mailer_lib.database.engine import write
@@ -167,7 +168,9 @@ class _Maker:
         folder = self.settings.storage / "snapshots" / CAMPAIGN / edition / "1"
         (folder / "excluded").mkdir(parents=True)
         send_id = self._send(edition, as_of)
-        entries = list(self._shards(folder, frozen, shard_count))
+        with PeopleWriter(folder) as everybody:
+            entries = list(self._shards(folder, frozen, shard_count, everybody))
+            listed = everybody.entries()
         left_out = list(self._excluded(folder, excluded))
         names = shard_schema(ATTRIBUTES)
         inputs = Inputs(
@@ -228,12 +231,13 @@ class _Maker:
             ),
             shards=tuple(entries),
             excluded=tuple(left_out),
+            people=listed,
             counts=counts,
         )
         replace_file(folder / manifests.MANIFEST_FILE, manifest.dump())
         self._record(send_id, folder, manifest)
 
-    def _shards(self, folder: Path, frozen: NDArray[Any], shard_count: int) -> Any:
+    def _shards(self, folder: Path, frozen: NDArray[Any], shard_count: int, everybody: PeopleWriter) -> Any:
         """In each shard in no order at all: the worst that a Parquet reader can meet."""
         number = self.people.hashes[frozen, :4].copy().view(">u4").reshape(-1) % shard_count
         order = np.argsort(number, kind="stable")
@@ -252,6 +256,7 @@ class _Maker:
         for shard in range(shard_count):
             part = table.slice(int(edges[shard]), int(edges[shard + 1] - edges[shard]))
             if part.num_rows:
+                everybody.add(part)
                 name = f"shard={shard:04d}/part-0.parquet"
                 yield ShardEntry(number=shard, path=name, rows=part.num_rows, sha256=write_shard(folder / name, part))
 

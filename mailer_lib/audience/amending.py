@@ -12,7 +12,7 @@ snapshot finishes (3) or clears (1) away.
 """
 
 import fcntl
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +26,8 @@ from sqlalchemy import Connection, Engine, exists, select, update
 
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
-from mailer_lib.audience.manifest import MANIFEST_FILE, Amendment, FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.manifest import MANIFEST_FILE, Amendment, FileEntry, Manifest, PeopleEntry, ShardEntry
+from mailer_lib.audience.people_files import people_table, write_people
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.database.engine import now, read
 from mailer_lib.database.lock import named_lock
@@ -41,6 +42,7 @@ from mailer_lib.terms import ExclusionReason, LeaseState, ShardState, SnapshotSt
 ERASED, EXPIRED = "erased", "expired"
 NEXT_FILE = "manifest.next.json"
 LOCK_WAIT_S = 600
+_ERASED_ROW = int(ExclusionReason.ERASED)
 _BLANK: dict[str, Any] = {
     "contact_id": 0, "address": "", "domain": "", "given_name": None, "family_name": None, "locale": None,
     "timezone": None,
@@ -80,19 +82,26 @@ def blank_rows(table: pa.Table, people: Collection[bytes] | None) -> tuple[pa.Ta
 
 def blank_excluded(table: pa.Table, people: Collection[bytes] | None) -> tuple[pa.Table, int]:
     """Likewise for excluded people. An erased one was left out for being erased, from now on, and for nothing else."""
+    return _blanked(table, people, {"contact_id": 0} if people is None else {"contact_id": 0, "reasons": _ERASED_ROW})
+
+
+def blank_ids(table: pa.Table, people: Collection[bytes] | None) -> tuple[pa.Table, int]:
+    """Likewise for a people file."""
+    return _blanked(table, people, {"contact_id": 0})
+
+
+def _blanked(table: pa.Table, people: Collection[bytes] | None, values: Mapping[str, int]) -> tuple[pa.Table, int]:
+    """Rows of these people that have a contact id get these values."""
     chosen = pc.not_equal(table.column("contact_id"), pa.scalar(0, pa.int64()))
     if people is not None:
         chosen = pc.and_(chosen, _theirs(table, people))
-    rows = chosen.to_pylist().count(True)
+    rows = int(chosen.to_numpy().sum())
     if not rows:
         return table, 0
-    values: dict[str, Any] = (
-        {"contact_id": 0} if people is None else {"contact_id": 0, "reasons": ExclusionReason.ERASED}
-    )
     for name, value in values.items():
         place = table.schema.get_field_index(name)
         field = table.schema.field(place)
-        nothing = pa.scalar(int(value), field.type)
+        nothing = pa.scalar(value, field.type)
         table = table.set_column(place, field, pc.if_else(chosen, nothing, table.column(place)))
     return table, rows
 
@@ -118,7 +127,7 @@ def amend(engine: Engine, settings: Settings, snapshot_id: int, people: Collecti
         at = now()
         changes = [
             change
-            for entry in (*touched, *manifest.excluded)
+            for entry in (*touched, *manifest.excluded, *manifest.people)
             if not (isinstance(entry, ShardEntry) and entry.number in busy)
             if (change := _rewrite(folder, entry, people, number)) is not None
         ]
@@ -130,7 +139,8 @@ def amend(engine: Engine, settings: Settings, snapshot_id: int, people: Collecti
             )
         waiting |= {c.old.number for c in changes if c not in done and isinstance(c.old, ShardEntry)}
         _recover(engine, folder, snapshot_id)
-    return Amended(sum(change.rows for change in done), len(done), tuple(sorted(waiting)))
+    rows = sum(change.rows for change in done if not isinstance(change.old, PeopleEntry))
+    return Amended(rows, len(done), tuple(sorted(waiting)))
 
 
 def _theirs(table: pa.Table, people: Collection[bytes]) -> Any:
@@ -157,19 +167,33 @@ def _at_rest() -> Any:
 
 
 def _rewrite(folder: StorePath, entry: FileEntry, people: Collection[bytes] | None, number: int) -> _Change | None:
-    is_shard = isinstance(entry, ShardEntry)
-    path = folder / entry.path
-    table, rows = (
-        blank_rows(shard_table(path), people) if is_shard else blank_excluded(pq.read_table(arrow_source(path)), people)
-    )
+    kind = _kind(entry)
+    table, rows = kind.blank(kind.read(folder / entry.path), people)
     if not rows:
         return None
     old = PurePosixPath(entry.path)
-    name = f"part-{number}.parquet" if is_shard else f"{old.stem.split('.')[0]}.{number}.parquet"
-    new = str(old.with_name(name))
-    sha256 = (write_shard if is_shard else write_parquet)(folder / new, table)
+    stem = "part-" if isinstance(entry, ShardEntry) else f"{old.stem.split('.')[0]}."
+    new = str(old.with_name(f"{stem}{number}{old.suffix}"))
+    sha256 = kind.write(folder / new, table)
     sync_folder((folder / new).parent)
     return _Change(entry, entry.model_copy(update={"path": new, "sha256": sha256}), rows)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How files of one kind are amended."""
+
+    read: Callable[[StorePath], pa.Table]
+    blank: Callable[[pa.Table, Collection[bytes] | None], tuple[pa.Table, int]]
+    write: Callable[[StorePath, pa.Table], str]
+
+
+def _kind(entry: FileEntry) -> _Kind:
+    if isinstance(entry, ShardEntry):
+        return _Kind(shard_table, blank_rows, write_shard)
+    if isinstance(entry, PeopleEntry):
+        return _Kind(people_table, blank_ids, write_people)
+    return _Kind(lambda path: pq.read_table(arrow_source(path)), blank_excluded, write_parquet)
 
 
 def _concerned(folder: StorePath, entry: ShardEntry, people: Collection[bytes] | None) -> bool:
@@ -227,6 +251,7 @@ def _amended(manifest: Manifest, changes: list[_Change], at: datetime, why: str)
         update={
             "shards": tuple(new.get(entry.path, entry) for entry in manifest.shards),
             "excluded": tuple(new.get(entry.path, entry) for entry in manifest.excluded),
+            "people": tuple(new.get(entry.path, entry) for entry in manifest.people),
             "amendments": (*manifest.amendments, *made),
         }
     )
@@ -256,8 +281,8 @@ def _recover(engine: Engine, folder: StorePath, snapshot_id: int) -> None:
     manifest = manifests.load(folder)
     if manifests.sha256(manifest) != wanted:
         raise SnapshotError(f"{folder / MANIFEST_FILE} isn't the one that the database knows; restore it first")
-    listed = {entry.path for entry in (*manifest.shards, *manifest.excluded)}
-    for pattern in ("shard=*/part-*.parquet", "excluded/*.parquet"):
+    listed = {entry.path for entry in manifest.files}
+    for pattern in ("shard=*/part-*.parquet", "excluded/*.parquet", "people/*.arrow"):
         for path in folder.glob(pattern):
             if name_below(path, folder) not in listed:
                 path.unlink()

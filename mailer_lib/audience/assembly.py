@@ -21,9 +21,10 @@ from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import replace_file, sha256_of, sync_folder
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, by_person, bytes_of, column_of, freeze, halves
 from mailer_lib.audience.frequency import WORK_PREFIX, AtCap, Counting, people_at_cap
-from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.manifest import PEOPLE_FOLDER, FileEntry, Manifest, ShardEntry
 from mailer_lib.audience.parting import Part, Parting
 from mailer_lib.audience.people import Freezing, shard_numbers
+from mailer_lib.audience.people_files import PeopleWriter
 from mailer_lib.audience.plan import SnapshotError, SnapshotPlan
 from mailer_lib.audience.ranges import RangeDone, RunFile, freezing_of, group_count, range_folder, read_done
 from mailer_lib.audience.slicing import Dealer, threshold
@@ -59,6 +60,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
         _late_file(folder, tally) as late,
         people_at_cap(folder, counting, runs.shard_count) as at_cap,
         _Writers() as writers,
+        PeopleWriter(folder) as everybody,
     ):
         for number, people, rows, barred in runs.shards():
             frozen = freeze(
@@ -72,9 +74,11 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
             if frozen.rows.num_rows:
                 cut, slice_rows = dealer.cut(frozen.rows) if dealer is not None else (frozen.rows, None)
                 tally.add_frozen(cut)
+                everybody.add(cut)
                 for part in parting.parts(number, cut, slice_rows):
                     entries.extend(writers.start(partial(_write_frozen, folder, part)))
         entries.extend(writers.rest())
+        people_entries = everybody.entries()
         entries.sort(key=lambda entry: entry.number)
         ranges: list[FileEntry] = []
         for done in runs.done:
@@ -110,6 +114,7 @@ def assemble(settings: Settings, plan: SnapshotPlan, already: Set[bytes], counti
         ranges=tuple(done.summary for done in runs.done),
         shards=tuple(entries),
         excluded=tuple(excluded),
+        people=people_entries,
         counts=tally.counts(),
     )
     replace_file(folder / manifests.MANIFEST_FILE, made.dump())
@@ -123,7 +128,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(stale)
     for stale in folder.glob(f"{WORK_PREFIX}*"):
         shutil.rmtree(stale)
-    shutil.rmtree(folder / EXCLUDED_FOLDER, ignore_errors=True)
+    for name in (EXCLUDED_FOLDER, PEOPLE_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
     (folder / EXCLUDED_FOLDER).mkdir()
 
 

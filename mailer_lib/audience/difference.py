@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,17 +21,17 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, select
 
 from mailer_lib.audience import manifest as manifests
-from mailer_lib.audience.duck import over_files
 from mailer_lib.audience.exclusions import reason_names
 from mailer_lib.audience.files import sync_folder
 from mailer_lib.audience.freezing import halves
 from mailer_lib.audience.manifest import Manifest
+from mailer_lib.audience.pairing import Alone, by_person, who_is_alone
+from mailer_lib.audience.people_files import People
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.audience.published import PublishedSnapshot
 from mailer_lib.database.bulk_read import read_those
-from mailer_lib.database.named_sql import named_sql
 from mailer_lib.database.schema import contacts
-from mailer_lib.shard.store import at_hand
+from mailer_lib.shard.store import StoreError, at_hand
 
 _LOOK_UP_ROWS = 5_000
 _KNOWN_FIELDS: "list[pa.Field[Any]]" = [
@@ -66,7 +65,11 @@ class Side:
         SnapshotError: a manifest can't be read.
         """
         name = f"{phases[0].send}@{phases[0].phase}" if one_phase else phases[0].send
-        return cls(name, tuple((phase, manifests.load(phase.folder)) for phase in phases))
+        loaded = tuple((phase, manifests.load(phase.folder)) for phase in phases)
+        for phase, manifest in loaded:
+            if sum(entry.rows for entry in manifest.people) != sum(entry.rows for entry in manifest.shards):
+                raise SnapshotError(f"{phase.folder}: its manifest doesn't list all its people; it can't be compared")
+        return cls(name, loaded)
 
     @property
     def as_of(self) -> datetime:
@@ -81,19 +84,42 @@ class Side:
         return any(manifest.amendments for _, manifest in self.phases)
 
     def at_hand(self, work: Path) -> "Side":
-        """With folders that DuckDB can read."""
+        """With folders whose files can be mapped."""
 
         def local(phase: PublishedSnapshot, manifest: Manifest) -> PublishedSnapshot:
-            names = [entry.path for entry in (*manifest.shards, *manifest.excluded)]
+            names = [entry.path for entry in (*manifest.people, *manifest.excluded)]
             return replace(phase, folder=at_hand(phase.folder, names, work))
 
         return replace(self, phases=tuple((local(*pair), pair[1]) for pair in self.phases))
 
-    def shards(self) -> list[str]:
-        return [str(phase.folder / entry.path) for phase, manifest in self.phases for entry in manifest.shards]
+    def people(self) -> list[People]:
+        return [People.open(phase.folder / entry.path) for phase, manifest in self.phases for entry in manifest.people]
 
-    def excluded(self) -> list[str]:
-        return [str(phase.folder / entry.path) for phase, manifest in self.phases for entry in manifest.excluded]
+    def barred(self) -> "Barred":
+        files = [phase.folder / entry.path for phase, manifest in self.phases for entry in manifest.excluded]
+        tables = [_excluded(Path(str(path))) for path in files]
+        hashes = [halves(table.column("address_hash")) for table in tables]
+        reasons = [table.column("reasons").to_numpy() for table in tables]
+        return Barred(_joined(hashes, np.empty((0, 2), np.uint64)), _joined(reasons, np.empty(0, np.int32)))
+
+
+@dataclass(frozen=True)
+class Barred:
+    """Whom a side left out; somebody in several files stands here as often."""
+
+    people: NDArray[np.uint64]
+    reasons: NDArray[np.int32]
+
+    def reasons_of(self, people: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """All reasons of each; 0: wasn't left out."""
+        order, starts = by_person(np.concatenate([people, self.people]))
+        if not len(order):
+            return np.empty(0, np.int32)
+        masks = np.concatenate([np.zeros(len(people), np.int32), self.reasons])
+        whole = np.bitwise_or.reduceat(masks[order], starts)
+        found = np.empty(len(order), np.int32)
+        found[order] = np.repeat(whole, np.diff(starts, append=len(order)))
+        return found[: len(people)]
 
 
 @dataclass(frozen=True)
@@ -139,74 +165,86 @@ def compare(
     if people is not None and people.suffix not in {".csv", ".parquet"}:
         raise SnapshotError(f"{people}: write people to a file that ends in .csv or .parquet")
     try:
-        with over_files() as duck, tempfile.TemporaryDirectory(prefix="mailfleet-compared-") as work:
+        with tempfile.TemporaryDirectory(prefix="mailfleet-compared-") as work:
             first, second = first.at_hand(Path(work)), second.at_hand(Path(work))
-            _find(duck, first, second)
-            _mark_gone(duck, connection, first, second)
-            removed, added = _moved(duck, added=False), _moved(duck, added=True)
-            if people is not None:
-                _write(duck, people, connection if addresses else None)
-            first_people, second_people = _people(duck, first), _people(duck, second)
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            counts, alone = who_is_alone(first.people(), second.people())
+            reasons = [side.barred().reasons_of(who.people) for who, side in zip(alone, (second, first), strict=True)]
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise SnapshotError(f"a file of {first.name} or {second.name} can't be read: {error}") from None
-    return Difference(first.name, second.name, first_people, second_people, added, removed)
+    removed = _Explained.of(alone[0], reasons[0], blanked=first.amended, newest=second.newest_contact)
+    added = _Explained.of(alone[1], reasons[1], blanked=second.amended, newest=first.newest_contact)
+    (added if first.as_of > second.as_of else removed).mark_gone(connection)
+    if people is not None:
+        _write(people, {"added": added, "removed": removed}, connection if addresses else None)
+    return Difference(first.name, second.name, *counts, added.summary(), removed.summary())
 
 
-def _find(duck: duckdb.DuckDBPyConnection, first: Side, second: Side) -> None:
-    """The tables ``changed`` and ``explained``."""
-    _set(duck, "first", first.shards())
-    _set(duck, "second", second.shards())
-    _set(duck, "newest", {"added": first.newest_contact, "removed": second.newest_contact})
-    _set(duck, "blanked", {"added": second.amended, "removed": first.amended})
-    if first.shards() and second.shards():
-        duck.execute(named_sql("snapshot_changed"))
-    else:  # read_parquet refuses to read no file
-        duck.execute("CREATE TEMP TABLE changed (person UUID, added BOOLEAN, contact_id BIGINT, provider VARCHAR)")
-        for added, side in ((False, first), (True, second)):
-            if side.shards():
-                duck.execute(_EVERYBODY, {"added": added, "files": side.shards()})
-    duck.execute("CREATE TEMP TABLE barred (added BOOLEAN, person UUID, reasons INTEGER)")
-    for added, side in ((True, first), (False, second)):
-        if side.excluded():
-            duck.execute(_BARRED, {"added": added, "files": side.excluded()})
-    duck.execute(named_sql("snapshot_causes"))
+def _excluded(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(columns=["address_hash", "reasons"])
 
 
-_EVERYBODY = """
-INSERT INTO changed
-SELECT CAST(address_hash AS UUID) AS person, $added, max(contact_id), any_value(provider)
-FROM read_parquet($files, hive_partitioning = false) GROUP BY person
-"""
-_BARRED = """
-INSERT INTO barred
-SELECT $added, CAST(address_hash AS UUID), reasons FROM read_parquet($files, hive_partitioning = false)
-"""
+def _joined(arrays: "list[NDArray[Any]]", nothing: "NDArray[Any]") -> "NDArray[Any]":
+    return np.concatenate(arrays) if arrays else nothing
 
 
-def _set(duck: duckdb.DuckDBPyConnection, name: str, value: Any) -> None:
-    duck.execute(f"SET VARIABLE {name} = $value", {"value": value})
+# --- why --------------------------------------------------------------------------------------------------------------
 
 
-def _mark_gone(duck: duckdb.DuckDBPyConnection, connection: Connection, first: Side, second: Side) -> None:
-    """Only the newer one can lack somebody for having lost the contact.
+@dataclass
+class _Explained:
+    """Those who are in one snapshot alone, and why they aren't in the other: a row a person in each array."""
 
-    The ids go to DuckDB as a bound list: registering an Arrow table would load ``pyarrow.dataset``, a CPU second.
-    """
-    added = first.as_of > second.as_of
-    unexplained = "absence = 'no-match' AND added = $added"
-    found = duck.sql(
-        f"SELECT contact_id, CAST(person AS BLOB) AS person FROM explained WHERE {unexplained}",  # noqa: S608
-        params={"added": added},
-    ).to_arrow_table()
-    ids: NDArray[np.int64] = found.column("contact_id").to_numpy()
-    here = _are_contacts(connection, ids, halves(found.column("person").cast(pa.binary(16))))
-    gone: list[int] = ids[~here].tolist()
-    if gone:
-        duck.execute(
-            f"UPDATE explained SET absence = 'gone' WHERE {unexplained} "  # noqa: S608
-            "AND contact_id IN (SELECT unnest(CAST($gone AS BIGINT[])))",
-            {"added": added, "gone": gone},
-        )
+    alone: Alone
+    reasons: NDArray[np.int32]
+    absence: NDArray[np.int8]  # places in ``_ABSENCES``
+
+    @classmethod
+    def of(cls, alone: Alone, reasons: NDArray[np.int32], *, blanked: bool, newest: int) -> "_Explained":
+        """As far as the files tell: ``newest`` is the contact id up to which the other one looked.
+
+        A blanked row (``blanked``: there may be some) has lost its contact id: the person was erased since, and nothing
+        else can be told of them.
+        """
+        ids = alone.contact_ids
+        causes = {
+            Absence.BARRED: reasons != 0,
+            Absence.ERASED: (ids == 0) & blanked,
+            Absence.NO_CONTACT_YET: ids > newest,
+        }
+        places = [_ABSENCES.index(cause) for cause in causes]
+        absence = np.select(list(causes.values()), places, _ABSENCES.index(Absence.NO_MATCH)).astype(np.int8)
+        return cls(alone, reasons, absence)
+
+    def mark_gone(self, connection: Connection) -> None:
+        """Of the newer one; only that can lack somebody for having lost the contact."""
+        rows = np.flatnonzero(self.absence == _ABSENCES.index(Absence.NO_MATCH))
+        here = _are_contacts(connection, self.alone.contact_ids[rows], self.alone.people[rows])
+        self.absence[rows[~here]] = _ABSENCES.index(Absence.GONE)
+
+    def summary(self) -> Moved:
+        by_reason: dict[str, int] = {}
+        for mask, people in _counted(self.reasons).items():
+            for name in reason_names(mask):
+                by_reason[name] = by_reason.get(name, 0) + people
+        by_provider = {self.alone.names[place]: people for place, people in _counted(self.alone.providers).items()}
+        by_absence = {_ABSENCES[place]: people for place, people in _counted(self.absence).items()}
+        return Moved(len(self.absence), _most_first(by_provider), _most_first(by_absence), _most_first(by_reason))
+
+
+_ABSENCES = tuple(Absence)
+_K = TypeVar("_K", bound=str)
+
+
+def _counted(values: "NDArray[Any]") -> dict[int, int]:
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def _most_first(counts: Mapping[_K, int]) -> dict[_K, int]:
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _are_contacts(connection: Connection, ids: NDArray[np.int64], people: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -229,31 +267,6 @@ def _contacts(connection: Connection, ids: Sequence[int], *columns: ColumnElemen
         yield from connection.execute(select(contacts.c.id, *columns).where(contacts.c.id.in_(part)))
 
 
-def _moved(duck: duckdb.DuckDBPyConnection, *, added: bool) -> Moved:
-    def counted(column: str) -> dict[Any, int]:
-        query = f"SELECT {column}, count(*) AS n FROM explained WHERE added = $added GROUP BY 1 ORDER BY n DESC, 1"  # noqa: S608
-        return dict(duck.execute(query, {"added": added}).fetchall())
-
-    by_reason: dict[str, int] = {}
-    for mask, people in counted("reasons").items():
-        for name in reason_names(mask or 0):
-            by_reason[name] = by_reason.get(name, 0) + people
-    by_absence = {Absence(name): people for name, people in counted("absence").items()}
-    ordered = dict(sorted(by_reason.items(), key=lambda pair: (-pair[1], pair[0])))
-    return Moved(sum(by_absence.values()), counted("provider"), by_absence, ordered)
-
-
-def _people(duck: duckdb.DuckDBPyConnection, side: Side) -> int:
-    """Different people in all phases."""
-    if len(side.phases) == 1:
-        return sum(entry.rows for entry in side.phases[0][1].shards)
-    if not side.shards():
-        return 0
-    query = "SELECT count(DISTINCT address_hash) FROM read_parquet($files, hive_partitioning = false)"
-    ((people,),) = duck.execute(query, {"files": side.shards()}).fetchall()
-    return int(people)
-
-
 # --- a row a person ---------------------------------------------------------------------------------------------------
 
 _COLUMNS: Mapping[str, pa.DataType] = {
@@ -266,13 +279,13 @@ _COLUMNS: Mapping[str, pa.DataType] = {
 }
 
 
-def _write(duck: duckdb.DuckDBPyConnection, path: Path, connection: Connection | None) -> None:
+def _write(path: Path, changes: Mapping[str, _Explained], connection: Connection | None) -> None:
     """``connection``: addresses are wanted. A reader sees the old file or the new one, whole."""
     columns = {**_COLUMNS, **({"address": pa.string()} if connection is not None else {})}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        (_write_csv if path.suffix == ".csv" else _write_parquet)(Path(temporary), columns, _rows(duck, connection))
+        (_write_csv if path.suffix == ".csv" else _write_parquet)(Path(temporary), columns, _rows(changes, connection))
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -280,19 +293,39 @@ def _write(duck: duckdb.DuckDBPyConnection, path: Path, connection: Connection |
     sync_folder(path.parent)
 
 
-def _rows(duck: duckdb.DuckDBPyConnection, connection: Connection | None) -> Iterator[list[tuple[Any, ...]]]:
-    found = duck.execute(
-        "SELECT if(added, 'added', 'removed'), contact_id, lower(hex(CAST(person AS BLOB))), provider, absence, "
-        "reasons FROM explained ORDER BY added, contact_id, person"
-    )
-    while rows := found.fetchmany(_WRITE_ROWS):
-        named = [(*row[:5], "|".join(reason_names(row[5] or 0))) for row in rows]
-        if connection is None:
-            yield named
-            continue
-        ids = [row[1] for row in named if row[1]]
-        known = {row.id: row for row in _contacts(connection, ids, contacts.c.address_hash, contacts.c.address_given)}
-        yield [(*row, _address(known.get(row[1]), row[2])) for row in named]
+def _rows(changes: Mapping[str, _Explained], connection: Connection | None) -> Iterator[list[tuple[Any, ...]]]:
+    for change, found in changes.items():
+        who = found.alone
+        order = np.lexsort((who.people[:, 1], who.people[:, 0], who.contact_ids))
+        for first in range(0, len(order), _WRITE_ROWS):
+            rows = order[first : first + _WRITE_ROWS]
+            hashes = who.people[rows].astype(">u8").tobytes()
+            named = [
+                (
+                    change,
+                    contact_id,
+                    hashes[16 * place : 16 * place + 16].hex(),
+                    who.names[provider],
+                    str(_ABSENCES[absence]),
+                    "|".join(reason_names(reasons)),
+                )
+                for place, (contact_id, provider, absence, reasons) in enumerate(
+                    zip(
+                        who.contact_ids[rows].tolist(),
+                        who.providers[rows].tolist(),
+                        found.absence[rows].tolist(),
+                        found.reasons[rows].tolist(),
+                        strict=True,
+                    )
+                )
+            ]
+            yield named if connection is None else _with_addresses(named, connection)
+
+
+def _with_addresses(named: list[tuple[Any, ...]], connection: Connection) -> list[tuple[Any, ...]]:
+    ids = [row[1] for row in named if row[1]]
+    known = {row.id: row for row in _contacts(connection, ids, contacts.c.address_hash, contacts.c.address_given)}
+    return [(*row, _address(known.get(row[1]), row[2])) for row in named]
 
 
 def _address(contact: Any, address_hash: str) -> str | None:

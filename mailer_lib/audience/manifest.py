@@ -11,6 +11,7 @@ from mailer_lib.shard.store import StorePath
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
+PEOPLE_FOLDER = "people"
 
 
 class _Part(BaseModel):
@@ -49,6 +50,10 @@ class ShardEntry(FileEntry):
     slice_rows: int | None = None  # of the test slice: the first ones of the file
     zone: str | None = None  # time zone of everybody in it; None: shards aren't parted by time zone
     provider: str | None = None  # of everybody in it; None: of all that have no shards of their own
+
+
+class PeopleEntry(FileEntry):
+    """Keyed hash, contact and mailbox provider of some of those in the shards (``people_files.py``)."""
 
 
 class ColumnEntry(_Part):
@@ -98,8 +103,18 @@ class Manifest(_Part):
     ranges: tuple[RangeRead, ...]
     shards: tuple[ShardEntry, ...]  # those that have rows
     excluded: tuple[FileEntry, ...]
+    people: tuple[PeopleEntry, ...] = ()  # everybody in the shards once more
     counts: Counts  # as published: amendments don't change them
     amendments: tuple[Amendment, ...] = ()
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        return (*self.shards, *self.excluded, *self.people)
+
+    @property
+    def blanked(self) -> int:
+        """Rows of shards and of excluded people; those of ``people`` are the same persons again."""
+        return sum(each.rows for each in self.amendments if not each.path.startswith(f"{PEOPLE_FOLDER}/"))
 
     def shard_of(self, address_hash: bytes) -> int:
         """Number, mod ``shard_count``, of the shards that can hold this person: one for each kind (parting.py)."""

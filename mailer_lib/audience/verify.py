@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.files import sha256_of
 from mailer_lib.audience.freezing import EXCLUDED_SCHEMA, column_of
-from mailer_lib.audience.manifest import FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.manifest import PEOPLE_FOLDER, FileEntry, Manifest, ShardEntry
+from mailer_lib.audience.people_files import SCHEMA, people_table
 from mailer_lib.audience.plan import SnapshotError
 from mailer_lib.shard.files import ShardError, shard_table
 from mailer_lib.shard.store import StorePath, arrow_source, name_below
@@ -19,6 +20,7 @@ from mailer_lib.terms import ExclusionReason
 
 _HASH = np.dtype("V16")
 _NOBODY: NDArray[np.void] = np.empty(0, _HASH)
+_NO_IDS: NDArray[np.int64] = np.empty(0, np.int64)
 
 
 def verify(folder: StorePath) -> list[str]:
@@ -27,7 +29,8 @@ def verify(folder: StorePath) -> list[str]:
     An amended file is sound when the manifest's amendments lead from the published checksum to the one it has.
 
     Checked: every file's presence, checksum, columns and rows; each row in its own shard; no message key twice in all
-    shards; nobody both in a shard and excluded (but for a second contact with the same address); the counts.
+    shards; nobody both in a shard and excluded (but for a second contact with the same address); the people files hold
+    whom the shards hold; the counts.
     """
     try:
         manifest = manifests.load(folder)
@@ -41,6 +44,7 @@ def _problems(folder: StorePath, manifest: Manifest) -> Iterator[str]:
     yield from _amendment_problems(manifest)
     people: list[NDArray[np.void]] = []
     keys: list[NDArray[np.void]] = []
+    ids: list[NDArray[np.int64]] = []
     rows = 0
     for entry in manifest.shards:
         found = _Found(*_damage(folder, entry))
@@ -54,6 +58,7 @@ def _problems(folder: StorePath, manifest: Manifest) -> Iterator[str]:
             yield from _shard_problems(entry, table, manifest)
             people.append(_column(table, "address_hash"))
             keys.append(_column(table, "message_key"))
+            ids.append(table.column("contact_id").to_numpy())
             rows += table.num_rows
     barred: list[NDArray[np.void]] = []
     excluded = 0
@@ -69,6 +74,7 @@ def _problems(folder: StorePath, manifest: Manifest) -> Iterator[str]:
             excluded += table.num_rows
             same_address = np.asarray(column_of(table, "reasons")) & int(ExclusionReason.DUPLICATE)
             barred.append(_column(table, "address_hash")[same_address == 0])
+    yield from _people_problems(folder, manifest, _join(people), np.concatenate(ids) if ids else _NO_IDS)
     yield from _person_problems(_join(people), _join(keys), _join(barred))
     counts = manifest.counts
     if (rows, excluded, rows + excluded) != (counts.frozen, counts.excluded, counts.matching):
@@ -94,8 +100,8 @@ def _damage(folder: StorePath, entry: FileEntry) -> tuple[bool, tuple[str, ...]]
 
 
 def _strangers(folder: StorePath, manifest: Manifest) -> Iterator[str]:
-    known = {entry.path for entry in (*manifest.shards, *manifest.excluded)}
-    for pattern in ("shard=*/*", "excluded/*"):
+    known = {entry.path for entry in manifest.files}
+    for pattern in ("shard=*/*", "excluded/*", f"{PEOPLE_FOLDER}/*"):
         paths: Iterable[StorePath] = folder.glob(pattern)
         for name in sorted(name_below(path, folder) for path in paths):
             if name not in known:
@@ -104,7 +110,7 @@ def _strangers(folder: StorePath, manifest: Manifest) -> Iterator[str]:
 
 def _amendment_problems(manifest: Manifest) -> Iterator[str]:
     """The amendments of a file follow each other, checksum by checksum, and end at what the manifest lists."""
-    listed = {entry.path: entry.sha256 for entry in (*manifest.shards, *manifest.excluded)}
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
     made: dict[str, str] = {}
     for amendment in manifest.amendments:
         was = amendment.was
@@ -132,6 +138,40 @@ def _unreasoned(entry: FileEntry, table: pa.Table) -> Iterator[str]:
     without = sum(1 for mask in column_of(table, "reasons") if not mask)
     if without:
         yield f"{entry.path}: {without} rows have no reason"
+
+
+def _people_problems(
+    folder: StorePath, manifest: Manifest, frozen: NDArray[np.void], ids: NDArray[np.int64]
+) -> Iterator[str]:
+    """The people files hold whom the shards hold. An amendment may have blanked them before a leased shard."""
+    hashes: list[NDArray[np.void]] = []
+    contacts: list[NDArray[np.int64]] = []
+    for entry in manifest.people:
+        found = _Found(*_damage(folder, entry))
+        yield from found.problems
+        if not found.readable:
+            return
+        try:
+            table = people_table(folder / entry.path)
+        except pa.ArrowInvalid as error:
+            yield f"{entry.path}: can't be read as Arrow IPC: {error}"
+            return
+        if table.schema != SCHEMA or table.num_rows != entry.rows:
+            yield f"{entry.path}: has {table.num_rows} rows of {table.schema.names}, not {entry.rows}"
+            return
+        hashes.append(_column(table, "address_hash"))
+        contacts.append(table.column("contact_id").to_numpy())
+    listed, listed_ids = _join(hashes), np.concatenate(contacts) if contacts else _NO_IDS
+    mine, theirs = (np.argsort(_comparable(each), kind="stable") for each in (frozen, listed))
+    if not np.array_equal(frozen[mine], listed[theirs]):
+        yield f"{PEOPLE_FOLDER}/ holds {len(listed)} people who aren't the {len(frozen)} of the shards"
+        return
+    differ = ids[mine] != listed_ids[theirs]
+    if manifest.amendments:
+        differ &= listed_ids[theirs] != 0
+    wrong = int(np.count_nonzero(differ))
+    if wrong:
+        yield f"{PEOPLE_FOLDER}/ has another contact id than the shard for {wrong} people"
 
 
 def _person_problems(people: NDArray[np.void], keys: NDArray[np.void], barred: NDArray[np.void]) -> Iterator[str]:

@@ -277,9 +277,10 @@ def _lines(found: "PublishedSnapshot", manifest: "Manifest") -> list[str]:
     if len(counts.by_variant) > 1:
         split = ", ".join(f"{number}: {people:,}" for number, people in enumerate(counts.by_variant))
         lines.append(f"variants  {split}" + (f", rest: {counts.rest:,}" if manifest.test_slice else ""))
-    blanked = sum(each.rows for each in manifest.amendments)
-    if blanked:
-        lines.append(f"blanked   {blanked:>10,}  {_amendments(manifest)}; the counts are those of the publication")
+    if manifest.blanked:
+        lines.append(
+            f"blanked   {manifest.blanked:>10,}  {_amendments(manifest)}; the counts are those of the publication"
+        )
     lines.append(
         f"excluded  {counts.excluded:>10,}" + ("  a person may have several reasons:" if counts.excluded else "")
     )

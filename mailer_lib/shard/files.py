@@ -73,7 +73,11 @@ def write_parquet(path: StorePath, table: pa.Table) -> str:
         use_dictionary=[name for name in names if name not in _UNIQUE],  # type: ignore[arg-type]
         write_statistics=[name for name in names if name == "contact_id"],
     )
-    data = sink.getvalue()
+    return write_durably(path, sink.getvalue())
+
+
+def write_durably(path: StorePath, data: pa.Buffer) -> str:
+    """A file under a name that nobody reads yet. Returns its SHA-256, hex."""
     if isinstance(path, S3Path):
         path.write_bytes(data)
     else:

@@ -14,6 +14,7 @@ from mailer_lib.audience import manifest as manifests
 from mailer_lib.audience.amending import ERASED, EXPIRED, amend
 from mailer_lib.audience.files import sha256_of
 from mailer_lib.audience.manifest import approval_digest
+from mailer_lib.audience.people_files import people_table
 from mailer_lib.audience.sharing import published_path
 from mailer_lib.audience.snapshot import build, plan_snapshot
 from mailer_lib.audience.verify import verify
@@ -76,17 +77,20 @@ def test_a_person_is_blanked_in_place_and_nobody_else_changes(peopled: World) ->
     snapshot_id, folder = frozen(world)
     before, published = rows_of(folder), manifests.load(folder)
     done = amend(world.engine, world.settings, snapshot_id, [world.hash_of(LEA)], ERASED)
-    assert (done.rows, done.files, done.waiting) == (1, 1, ())
+    assert (done.rows, done.files, done.waiting) == (1, 2, ())  # a shard and a people file
     assert is_sound(world, snapshot_id, folder)
     blank = {"contact_id": 0, "address": "", "domain": "", "given_name": None, "locale": None, "timezone": None}
     expected = [
         (shard, row, replace(who, **blank, attributes={}) if who.address == LEA else who) for shard, row, who in before
     ]
     assert rows_of(folder) == expected
-    (amendment,) = manifests.load(folder).amendments
-    (old,) = [entry for entry in published.shards if entry.path == amendment.was.path]
-    assert (amendment.was.sha256, amendment.why, amendment.rows) == (old.sha256, "erased", 1)
-    assert amendment.sha256 == sha256_of(folder / amendment.path) != old.sha256
+    amendments = manifests.load(folder).amendments
+    assert [amendment.was.path.split("/")[0] for amendment in amendments] == ["shard=0000", "people"]
+    for amendment in amendments:
+        (old,) = [entry for entry in published.files if entry.path == amendment.was.path]
+        assert (amendment.was.sha256, amendment.why, amendment.rows) == (old.sha256, "erased", 1)
+        assert amendment.sha256 == sha256_of(folder / amendment.path) != old.sha256
+    assert manifests.load(folder).blanked == 1
     for pattern in ("*", "*/*"):
         for path in folder.glob(pattern):
             assert not path.is_file() or b"lea@" not in path.read_bytes()
@@ -101,6 +105,18 @@ def test_an_excluded_person_keeps_a_row_that_says_only_that_they_were_erased(peo
         row for e in manifests.load(folder).excluded for row in pq.read_table(arrow_source(folder / e.path)).to_pylist()
     ]
     assert (row["contact_id"], row["reasons"]) == (0, ExclusionReason.ERASED)
+
+
+@pytest.mark.usefixtures("any_store")
+def test_the_people_file_has_lost_the_contact_too(peopled: World) -> None:
+    world = peopled
+    snapshot_id, folder = frozen(world)
+    ids = {who.address_hash: 0 if who.address == LEA else who.contact_id for _, _, who in rows_of(folder)}
+    amend(world.engine, world.settings, snapshot_id, [world.hash_of(LEA)], ERASED)
+    (entry,) = manifests.load(folder).people
+    found = people_table(folder / entry.path).to_pylist()
+    assert {row["address_hash"]: row["contact_id"] for row in found} == ids
+    assert entry.path == "people/0000.1.arrow" and verify(folder) == []
 
 
 def test_doing_it_again_changes_nothing(peopled: World) -> None:
@@ -143,10 +159,11 @@ def test_a_shard_that_a_server_works_on_waits(peopled: World, state: ShardState)
     world = peopled
     snapshot_id, folder = frozen(world)
     assert lease(world, snapshot_id, shard_state=state) == 1
-    before = (folder / "manifest.json").read_bytes()
+    before = rows_of(folder)
     people = [world.hash_of(LEA)]
-    assert amend(world.engine, world.settings, snapshot_id, people, ERASED).waiting == (0,)
-    assert (folder / "manifest.json").read_bytes() == before
+    left = amend(world.engine, world.settings, snapshot_id, people, ERASED)
+    assert (left.rows, left.waiting) == (0, (0,))
+    assert rows_of(folder) == before and is_sound(world, snapshot_id, folder)
     assert amend(world.engine, world.settings, snapshot_id, [world.hash_of("who@example.org")], ERASED).waiting == ()
     with write(world.engine) as connection:
         connection.execute(update(leases).values(state=LeaseState.SETTLED))
@@ -173,8 +190,8 @@ def test_verify_wants_the_amendments_to_lead_to_the_file_that_is_there(sqlite_wo
     snapshot_id, folder = frozen(world)
     amend(world.engine, world.settings, snapshot_id, [world.hash_of(LEA)], ERASED)
     manifest = manifests.load(folder)
-    (amendment,) = manifest.amendments
-    forged = manifest.model_copy(update={"amendments": (amendment.model_copy(update={"sha256": "0" * 64}),)})
+    shard, people = manifest.amendments
+    forged = manifest.model_copy(update={"amendments": (shard.model_copy(update={"sha256": "0" * 64}), people)})
     (folder / "manifest.json").write_bytes(forged.dump())
     assert any("isn't the one that its last amendment left" in problem for problem in verify(folder))
 
@@ -199,4 +216,4 @@ def test_killed_before_every_durable_effect_and_run_again(peopled: World) -> Non
     for snapshot_id, folder in made:
         assert is_sound(world, snapshot_id, folder)
         assert LEA not in {who.address for _, _, who in rows_of(folder)}
-        assert len(manifests.load(folder).amendments) == 1
+        assert len(manifests.load(folder).amendments) == 2

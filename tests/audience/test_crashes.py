@@ -45,7 +45,7 @@ def test_killed_before_every_durable_effect_and_run_again(world: World) -> None:
         # On S3 the plan stays, for a range that is asked for late; it holds no person.
         assert found["left"] == ([".building-1", "1"] if shared else ["1"]), "nothing but the published phase is left"
         assert found["own"] == [], "and nothing on this machine"
-        assert found["inside"] == ["excluded", "manifest.json", "plan.json", "shard=0000", "shard=0001"]
+        assert found["inside"] == ["excluded", "manifest.json", "people", "plan.json", "shard=0000", "shard=0001"]
     assert sum(map(len, undisturbed["contacts"])) == 60
     assert {(row.phase, row.state) for row in world.fetch(select(snapshots))} == {(1, "published")}
     by_send = world.fetch(select(shards.c.send_id, shards.c.number).order_by(shards.c.send_id, shards.c.number))

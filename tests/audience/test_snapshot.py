@@ -611,6 +611,7 @@ def test_verify_tells_what_was_changed(sqlite_world: World) -> None:
 @pytest.mark.usefixtures("any_store")
 def test_verify_finds_somebody_twice_and_somebody_in_and_out(sqlite_world: World) -> None:
     from mailer_lib.audience.freezing import EXCLUDED_SCHEMA
+    from mailer_lib.audience.people_files import SCHEMA, people_table, write_people
     from mailer_lib.shard.files import shard_table, write_parquet, write_shard
 
     many(sqlite_world, 30)
@@ -623,7 +624,10 @@ def test_verify_finds_somebody_twice_and_somebody_in_and_out(sqlite_world: World
     counts = made.counts.model_copy(update={"frozen": 31, "matching": 32})
     forged = made.model_copy(update=sums | {"counts": counts})
     (folder / "manifest.json").write_bytes(forged.dump())
-    assert verify(folder) == ["1 message keys stand in more than one row"]
+    assert verify(folder) == [
+        "people/ holds 30 people who aren't the 31 of the shards",
+        "1 message keys stand in more than one row",
+    ]
 
     row = {"contact_id": left, "address_hash": table["address_hash"][0].as_py(), "reasons": int(R.UNCONFIRMED)}
     checksum = write_parquet(folder / made.excluded[0].path, pa.Table.from_pylist([row], schema=EXCLUDED_SCHEMA))
@@ -631,3 +635,10 @@ def test_verify_finds_somebody_twice_and_somebody_in_and_out(sqlite_world: World
     forged = made.model_copy(update={"excluded": (made.excluded[0].model_copy(update={"sha256": checksum}),)})
     (folder / "manifest.json").write_bytes(forged.dump())
     assert verify(folder) == ["1 people are both in a shard and excluded"]
+
+    (listed,) = made.people
+    strange = people_table(folder / listed.path).set_column(1, "contact_id", pa.array([left] * 30, pa.int64()))
+    checksum = write_people(folder / listed.path, strange.cast(SCHEMA))
+    forged = made.model_copy(update={"people": (listed.model_copy(update={"sha256": checksum}),)})
+    (folder / "manifest.json").write_bytes(forged.dump())
+    assert "people/ has another contact id than the shard for 30 people" in verify(folder)
