@@ -31,10 +31,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy import Connection, Engine, select
 
-from mailer_lib.audience.behaviour import Behaviour, BehaviourKind
+from mailer_lib.audience.behaviour import Behaviour
 from mailer_lib.audience.files import sync_folder
-from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.database.engine import read
+from mailer_lib.database.named_sql import named_sql
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import StorePath, at_once, store
@@ -243,7 +243,7 @@ class _Run:
             tempfile.TemporaryDirectory(dir=self.root, prefix=_WORK) as copies,
         ):
             ledgers = _at_hand(phase.folder, [f"ledgers/{name}" for name in phase.fresh], Path(copies))
-            db.execute(f"CREATE TEMP TABLE final AS {FINAL_ROWS}", {"ledgers": ledgers})
+            db.execute(f"CREATE TEMP TABLE final AS {named_sql('final_rows')}", {"ledgers": ledgers})
             numbers = sorted(int(n) for (n,) in db.execute("SELECT DISTINCT number FROM final").fetchall())
             strange = [number for number in numbers if number not in phase.shards]
             if strange:
@@ -258,7 +258,7 @@ class _Run:
                 parts.append("SELECT * FROM read_parquet($old)")
                 said["old"] = str(phase.target)
             if files:
-                parts.append(_HANDED_OVER)
+                parts.append(named_sql("handed_over"))
                 said |= {"files": files, "campaign": phase.campaign, "edition": phase.edition}
                 said |= {"sent": [Outcome.INJECTED.value, Outcome.UNKNOWN.value], "bounced": Outcome.REJECTED.value}
             query = " UNION ALL BY NAME ".join(parts)
@@ -268,7 +268,7 @@ class _Run:
     def day(self, day: _Day, names: pa.Table) -> None:
         raw = self.root.parent / "events" / "raw" / day.day.isoformat()
         with working(self.root, _WORK) as db:
-            db.execute(_RAW, {"files": [str(raw / name) for name in day.sizes]})
+            db.execute(named_sql("raw_events"), {"files": [str(raw / name) for name in day.sizes]})
             damaged = db.execute(
                 "SELECT parse_filename(filename), count(*) FROM raw WHERE t IS NULL OR kind IS NULL GROUP BY ALL"
             ).fetchall()
@@ -277,7 +277,7 @@ class _Run:
                 for name, lines in damaged
             ]
             db.register("sends", names)
-            self.rows += _write(db, day.target, _AT_THE_DOORS, {}, dict(day.sizes))
+            self.rows += _write(db, day.target, named_sql("events_at_the_doors"), {}, dict(day.sizes))
         self.days += 1
 
 
@@ -339,33 +339,6 @@ def arrow_reader(db: duckdb.DuckDBPyConnection, query: str, said: Mapping[str, A
     """The answer in batches of at most ``ROW_GROUP`` rows."""
     reader: pa.RecordBatchReader = db.sql(query, params=dict(said)).to_arrow_reader(ROW_GROUP)
     return reader
-
-
-_HANDED_OVER = """
-SELECT frozen.contact_id, $campaign AS campaign, $edition AS edition,
-       CASE final.outcome WHEN $bounced THEN 'bounced' ELSE 'sent' END AS kind,
-       CAST(epoch_ms(final.t) AS TIMESTAMP_MS) AS happened_at, false AS machine
-FROM read_parquet($files, file_row_number = true, filename = true) AS frozen
-JOIN shard_files ON shard_files.file = frozen.filename
-JOIN final ON final.number = shard_files.number AND final.row = frozen.file_row_number
-WHERE frozen.contact_id > 0 AND (final.outcome = $bounced OR final.outcome IN (SELECT unnest($sent)))
-"""
-
-_RAW = """
-CREATE TEMP TABLE raw AS
-SELECT t, kind, send_id, contact_id, agent, filename
-FROM read_json($files, format = 'newline_delimited', ignore_errors = true, filename = true, columns = {
-         't': 'DOUBLE', 'kind': 'VARCHAR', 'send_id': 'BIGINT', 'contact_id': 'BIGINT', 'agent': 'VARCHAR'})
-"""
-
-_AT_THE_DOORS = f"""
-SELECT raw.contact_id, sends.campaign, sends.edition,
-       CASE raw.kind WHEN 'click' THEN '{BehaviourKind.CLICKED}' ELSE '{BehaviourKind.OPENED}' END AS kind,
-       CAST(epoch_ms(CAST(round(raw.t * 1000) AS BIGINT)) AS TIMESTAMP_MS) AS happened_at,
-       coalesce(raw.agent IN ('proxy', 'bot'), false) AS machine
-FROM raw JOIN sends ON sends.send_id = raw.send_id
-WHERE raw.kind IN ('open', 'view', 'click') AND raw.contact_id > 0 AND raw.t IS NOT NULL
-"""  # noqa: S608  constants of this module
 
 
 def forget_phase(settings: Settings, campaign: str, edition: str, phase: int) -> None:

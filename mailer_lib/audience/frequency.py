@@ -20,8 +20,8 @@ import duckdb
 import pyarrow as pa
 from sqlalchemy import Connection, or_, select
 
-from mailer_lib.audience.ledger_rows import FINAL_ROWS
 from mailer_lib.audience.plan import FrequencyCap, SnapshotError, SnapshotPlan
+from mailer_lib.database.named_sql import named_sql
 from mailer_lib.database.schema import campaigns, sends, shards, snapshots
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import StorePath, at_hand, name_below, store
@@ -165,9 +165,9 @@ def _count(connection: duckdb.DuckDBPyConnection, counting: Counting, shard_coun
     connection.execute(_OUTCOME)
     ledgers = sorted(str(path) for folder in set(folders) for path in (folder / "ledgers").glob("*.ledger"))
     if ledgers:
-        connection.execute(f"INSERT INTO outcome {FINAL_ROWS}", {"ledgers": ledgers})
+        connection.execute(f"INSERT INTO outcome {named_sql('final_rows')}", {"ledgers": ledgers})
     connection.execute(
-        _AT_CAP,
+        named_sql("people_at_cap"),
         {
             "files": files,
             "handed_over": [Outcome.INJECTED.value, Outcome.UNKNOWN.value],
@@ -186,18 +186,3 @@ def _files(counting: Counting, folder: str) -> list[str]:
 
 
 _OUTCOME = "CREATE TEMP TABLE outcome (folder VARCHAR, number INTEGER, row BIGINT, outcome VARCHAR, t BIGINT)"
-
-# Ordered by shard, so that a look-up for one shard reads only its part.
-_AT_CAP = """
-CREATE TABLE at_cap AS
-SELECT address_hash, CAST('0x' || substr(hex(address_hash), 1, 8) AS UINTEGER) % $shards AS shard
-FROM read_parquet($files, file_row_number = true, filename = true) AS frozen
-JOIN counted ON counted.file = frozen.filename
-LEFT JOIN outcome ON outcome.folder = counted.folder AND outcome.number = counted.number
-    AND outcome.row = frozen.file_row_number
-WHERE CASE WHEN outcome.outcome IS NULL THEN frozen.file_row_number < counted.open_from
-           ELSE outcome.outcome IN (SELECT unnest($handed_over)) AND outcome.t >= $since END
-GROUP BY address_hash
-HAVING count(*) >= $messages
-ORDER BY shard
-"""

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, select
 
 from mailer_lib.audience.duck import over_files
 from mailer_lib.database.engine import read
+from mailer_lib.database.named_sql import named_sql
 from mailer_lib.database.schema import shards, snapshots
 from mailer_lib.dispatch.central_ledger import final_rows
 from mailer_lib.dispatch.kept_ledger import KeptLedger
@@ -27,14 +28,6 @@ from mailer_lib.terms import Outcome, SnapshotState
 
 _Z = 1.959964  # 95 %
 _OPENED, _CLICKED, _LEFT = "open", "click", "unsubscribe"
-
-_REACTIONS = """
-SELECT DISTINCT CASE kind WHEN 'view' THEN 'open' ELSE kind END AS kind, message_key
-FROM read_json($files, format = 'newline_delimited', ignore_errors = true, columns = {
-         'kind': 'VARCHAR', 'send_id': 'BIGINT', 'message_key': 'VARCHAR', 'agent': 'VARCHAR'})
-WHERE send_id = $send_id AND kind IN ('open', 'view', 'click', 'unsubscribe')
-      AND (kind = 'unsubscribe' OR coalesce(agent NOT IN ('proxy', 'bot'), true))
-"""
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ def _reactions(settings: Settings, send: SendRecord) -> Iterator[tuple[str, str]
     if not files:
         return
     with over_files() as db:
-        yield from db.execute(_REACTIONS, {"files": files, "send_id": send.id}).fetchall()
+        yield from db.execute(named_sql("reactions"), {"files": files, "send_id": send.id}).fetchall()
 
 
 def _written(day: Path) -> list[Path]:

@@ -1,8 +1,8 @@
-"""What became of each row of settled ledgers, for DuckDB. ``audience`` may not import the agent, which writes them."""
-
-# (folder of the snapshot, number of the shard, row, outcome, Unix ms): final records (docs/architecture.md, "Ledger"),
-# but where a row was amended the last amendment. The name of a ledger says whose shard it is. $ledgers: paths.
-FINAL_ROWS = r"""
+-- What became of each row of settled ledgers: its final record, but where a row was amended the last amendment
+-- (docs/architecture.md, "Ledger"). The name of a ledger says whose shard it is.
+--
+-- $ledgers: their paths
+-- Answer: folder of the snapshot, number of the shard, row, outcome, t (Unix ms)
 WITH line AS (
     SELECT filename, kind, CAST(place AS BIGINT) AS row, outcome, CAST(t AS BIGINT) AS t
     FROM read_csv($ledgers, delim = '\t', header = false, quote = '', escape = '', auto_detect = false,
@@ -21,4 +21,3 @@ SELECT regexp_extract(filename, '^(.*)/ledgers/', 1) AS folder,
        CAST(regexp_extract(filename, '/([0-9]+)\.p[0-9]+\.e[0-9]+\.ledger$', 1) AS INTEGER) AS number,
        row, outcome, t
 FROM told
-"""
