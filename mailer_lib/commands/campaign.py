@@ -115,7 +115,7 @@ def preview(
         names = [one.name for one in bundle.variants]
         if variant is not None and variant not in names:
             raise CommandError(f"campaign {name} has no variant {variant!r}; it has {', '.join(names)}")
-        recipient = recipient_of(connection, contact, names.index(variant) if variant else 0)
+        recipient = recipient_of(connection, context.settings, contact, names.index(variant) if variant else 0)
     shown = render_preview(bundle, recipient)
     typer.echo(f"Subject: {shown.subject}\n\n{shown.text}")
     if html is not None:

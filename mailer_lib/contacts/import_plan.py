@@ -24,7 +24,7 @@ from mailer_lib.contacts.rows import (
 from mailer_lib.contacts.scope import ImportScope
 from mailer_lib.terms import AttributeType
 
-BATCH_ROWS = 5000
+BATCH_ROWS = 10_000
 
 
 class ConsentOptionError(ValueError):

@@ -146,7 +146,7 @@ def import_contacts(
 
 @contextmanager
 def _without_cycle_search() -> Iterator[None]:
-    """A chunk is 5,000 lists without a cycle; looking for some costs a quarter of the client's time."""
+    """A chunk is 10,000 lists without a cycle; looking for some costs a quarter of the client's time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

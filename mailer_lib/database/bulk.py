@@ -69,7 +69,10 @@ CONTACT_COLUMNS = (
 )  # fmt: skip
 _ON_NEW_ONLY = frozenset({"address", "address_hash", "domain", "state", "created_at"})
 _CONTACTS = _Upsert(
-    "contacts", CONTACT_COLUMNS, "address", tuple((c, f"new.{c}") for c in CONTACT_COLUMNS if c not in _ON_NEW_ONLY)
+    "contacts",
+    CONTACT_COLUMNS,
+    "address_hash",
+    tuple((c, f"new.{c}") for c in CONTACT_COLUMNS if c not in _ON_NEW_ONLY),
 )
 
 SUBSCRIPTION_COLUMNS = (

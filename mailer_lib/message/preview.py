@@ -46,15 +46,15 @@ def draft_bundle(connection: Connection, settings: Settings, name: str) -> tuple
     return campaign, bundle
 
 
-def recipient_of(connection: Connection, address: str, variant: int = 0) -> Recipient:
+def recipient_of(connection: Connection, settings: Settings, address: str, variant: int = 0) -> Recipient:
     """A contact as a recipient, with its values of this moment; the message key is nobody's.
 
     Raises:
         AddressError: not an address.
         CampaignError: there is no such contact.
     """
-    key = normalise(address).normalised
-    row = connection.execute(select(contacts).where(contacts.c.address == key)).one_or_none()
+    address_hash = settings.identity().address_hash(normalise(address).normalised)
+    row = connection.execute(select(contacts).where(contacts.c.address_hash == address_hash)).one_or_none()
     if row is None:
         raise CampaignError("there is no contact with that address; `mailfleet contacts import` brings them in")
     return as_recipient(row, variant)

@@ -360,7 +360,7 @@ def test_no_query_of_the_road_reads_a_big_table_whole(engine: Engine, settings: 
 
 def as_primary(access: Access) -> Access:
     """SQLite's own names for indexes that a key or a unique constraint needs."""
-    named = {"sqlite_autoindex_contacts_2": BY_HASH, "sqlite_autoindex_shards_1": "uq_shards_snapshot_id_number"}
+    named = {"sqlite_autoindex_contacts_1": BY_HASH, "sqlite_autoindex_shards_1": "uq_shards_snapshot_id_number"}
     if access.index in named:
         return Access(access.table, named[access.index])
     return Access(access.table, BY_ID) if (access.index or "").startswith("sqlite_autoindex") else access

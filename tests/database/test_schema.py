@@ -14,7 +14,7 @@ from sqlalchemy import Engine, delete, func, insert, select, text, update
 from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
 
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import attribute_types, audit_log, consent_events, contacts, lists
+from mailer_lib.database.schema import attribute_types, audit_log, consent_events, contacts, lists, subscriptions
 from mailer_lib.settings import Settings
 
 AT = datetime(2026, 3, 29, 1, 30, 0, 123456, tzinfo=UTC)
@@ -136,11 +136,9 @@ def test_only_the_ip_can_be_taken_out_of_a_consent_event(engine: Engine) -> None
 
 def test_a_foreign_key_is_held(engine: Engine) -> None:
     with pytest.raises(IntegrityError), write(engine) as connection:
-        connection.execute(
-            insert(consent_events).values(
-                address_hash=b"a" * 16, list_id=99, action="confirmed", occurred_at=AT, recorded_at=AT, method="form"
-            )
-        )
+        made = connection.execute(insert(contacts).values(_contact("ann@example.org"))).inserted_primary_key
+        row = {"contact_id": made[0], "list_id": 99, "state": "confirmed", "updated_at": AT}
+        connection.execute(insert(subscriptions).values(row))
 
 
 # --- transactions -----------------------------------------------------------------------------------------------------

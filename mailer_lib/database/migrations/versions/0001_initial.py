@@ -41,6 +41,24 @@ def upgrade() -> None:
     mysql_engine='InnoDB'
     )
     op.create_index('ix_audit_log_object', 'audit_log', ['object', 'at'], unique=False)
+    op.create_table('consent_events',
+    sa.Column('id', Id, autoincrement=True, nullable=False),
+    sa.Column('address_hash', Hash16, nullable=False),
+    sa.Column('list_id', Id, nullable=True, comment='NULL: every list'),
+    sa.Column('action', Exact(16), nullable=False, comment='terms.ConsentAction'),
+    sa.Column('occurred_at', UtcDateTime(), nullable=False, comment='when the person did it'),
+    sa.Column('recorded_at', UtcDateTime(), nullable=False),
+    sa.Column('method', sa.String(length=64), nullable=False, comment='how: form, import, one-click, confirmation-link, …'),
+    sa.Column('source', sa.String(length=200), nullable=True, comment='where: a page, a file, a send'),
+    sa.Column('wording', sa.Text(), nullable=True, comment='what the person agreed to'),
+    sa.Column('ip', Exact(45), nullable=True),
+    sa.PrimaryKeyConstraint('id', name=op.f('pk_consent_events')),
+    mariadb_charset='utf8mb4',
+    mariadb_engine='InnoDB',
+    mysql_charset='utf8mb4',
+    mysql_engine='InnoDB'
+    )
+    op.create_index('ix_consent_events_address', 'consent_events', ['address_hash', 'list_id', 'occurred_at'], unique=False)
     op.create_table('contacts',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('address_given', sa.String(length=320), nullable=False, comment='as the person wrote it'),
@@ -57,7 +75,6 @@ def upgrade() -> None:
     sa.Column('created_at', UtcDateTime(), nullable=False),
     sa.Column('updated_at', UtcDateTime(), nullable=False),
     sa.PrimaryKeyConstraint('id', name=op.f('pk_contacts')),
-    sa.UniqueConstraint('address', name=op.f('uq_contacts_address')),
     sa.UniqueConstraint('address_hash', name=op.f('uq_contacts_address_hash')),
     mariadb_charset='utf8mb4',
     mariadb_engine='InnoDB',
@@ -225,25 +242,6 @@ def upgrade() -> None:
     mysql_charset='utf8mb4',
     mysql_engine='InnoDB'
     )
-    op.create_table('consent_events',
-    sa.Column('id', Id, autoincrement=True, nullable=False),
-    sa.Column('address_hash', Hash16, nullable=False),
-    sa.Column('list_id', Id, nullable=True, comment='NULL: every list'),
-    sa.Column('action', Exact(16), nullable=False, comment='terms.ConsentAction'),
-    sa.Column('occurred_at', UtcDateTime(), nullable=False, comment='when the person did it'),
-    sa.Column('recorded_at', UtcDateTime(), nullable=False),
-    sa.Column('method', sa.String(length=64), nullable=False, comment='how: form, import, one-click, confirmation-link, …'),
-    sa.Column('source', sa.String(length=200), nullable=True, comment='where: a page, a file, a send'),
-    sa.Column('wording', sa.Text(), nullable=True, comment='what the person agreed to'),
-    sa.Column('ip', Exact(45), nullable=True),
-    sa.ForeignKeyConstraint(['list_id'], ['lists.id'], name=op.f('fk_consent_events_list_id')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_consent_events')),
-    mariadb_charset='utf8mb4',
-    mariadb_engine='InnoDB',
-    mysql_charset='utf8mb4',
-    mysql_engine='InnoDB'
-    )
-    op.create_index('ix_consent_events_address', 'consent_events', ['address_hash', 'list_id', 'occurred_at'], unique=False)
     op.create_table('dispatch_servers',
     sa.Column('id', Id, autoincrement=True, nullable=False),
     sa.Column('name', Exact(64), nullable=False),
@@ -634,8 +632,6 @@ def downgrade() -> None:
     op.drop_index('ix_listed_hashes_list', table_name='listed_hashes')
     op.drop_table('listed_hashes')
     op.drop_table('dispatch_servers')
-    op.drop_index('ix_consent_events_address', table_name='consent_events')
-    op.drop_table('consent_events')
     op.drop_table('campaigns')
     op.drop_table('templates')
     op.drop_index('ix_suppressions_created', table_name='suppressions')
@@ -653,6 +649,8 @@ def downgrade() -> None:
     op.drop_index('ix_contacts_provider', table_name='contacts')
     op.drop_index('ix_contacts_domain', table_name='contacts')
     op.drop_table('contacts')
+    op.drop_index('ix_consent_events_address', table_name='consent_events')
+    op.drop_table('consent_events')
     op.drop_index('ix_audit_log_object', table_name='audit_log')
     op.drop_table('audit_log')
     op.drop_table('attribute_types')
