@@ -33,6 +33,7 @@ class QueueWish(StrEnum):
 
 class _Work(NamedTuple):
     wish: QueueWish  # when it was begun
+    quiet: bool  # likewise: what came into the queue during the look is nowhere in what it found
     kind: str
     call: Callable[[], Round]
 
@@ -105,26 +106,27 @@ class QueueSteer:
         """Begin the next look when one is due. ``quiet``: nothing more is on its way into the queue."""
         if self._recaller is None:
             return
-        self._collect(quiet)
+        self._collect()
         now = self._clock()
         if wish is not self._wish:
             self._wish, self._why, self._since = wish, why, now
             self._settled, self._next_at = False, -inf
         if self._running is None:
-            work = self._due(self._recaller, now)
+            work = self._due(self._recaller, now, quiet)
             if work is not None:
                 self._running = work, self._threads.submit(work.call)
 
-    def _due(self, recaller: Recaller, now: float) -> _Work | None:
+    def _due(self, recaller: Recaller, now: float, quiet: bool) -> _Work | None:
         if not self._answered:
-            return _Work(self._wish, "answer", lambda: Round(recaller.answer(), 0))
+            return _Work(self._wish, quiet, "answer", lambda: Round(recaller.answer(), 0))
         if self._wish is QueueWish.RECALL and not self._settled and now >= self._next_at:
             why = self._why
-            return _Work(self._wish, "recall", lambda: recaller.recall(lambda messages: messages, why))
+            return _Work(self._wish, quiet, "recall", lambda: recaller.recall(lambda messages: messages, why))
         if self._people is not None and now >= self._next_at:
             people = self._people
             return _Work(
                 self._wish,
+                quiet,
                 "suppress",
                 lambda: recaller.recall(
                     lambda messages: wanted(messages, people.keys, people.domains),
@@ -132,19 +134,19 @@ class QueueSteer:
                 ),
             )
         if self._wish is QueueWish.HOLD and now >= self._next_at:
-            return _Work(self._wish, "hold", recaller.hold)
+            return _Work(self._wish, quiet, "hold", recaller.hold)
         if self._wish is QueueWish.DELIVER and not self._settled:
-            return _Work(self._wish, "release", recaller.release)
+            return _Work(self._wish, quiet, "release", recaller.release)
         if now >= self._list_at:
             self._list_at = now + LIST_EVERY_S
-            return _Work(self._wish, "list", self._list)
+            return _Work(self._wish, quiet, "list", self._list)
         return None
 
     def _list(self) -> Round:
         assert self._recaller is not None
         return Round(self._recaller.list_to(self._listing), 0)
 
-    def _collect(self, quiet: bool) -> None:
+    def _collect(self) -> None:
         if self._running is None or not self._running[1].done():
             return
         work, future = self._running
@@ -168,7 +170,7 @@ class QueueSteer:
                 self._next_at = -inf
             case "recall":
                 self._recalled(found)
-                if current and quiet and (not found.left or now - self._since > PATIENCE_S):
+                if current and work.quiet and (not found.left or now - self._since > PATIENCE_S):
                     self._settled = True
                     self._people = None
                     self._list_at = -inf  # the listing says at once that they are gone
@@ -181,7 +183,7 @@ class QueueSteer:
             case "hold":
                 if found.done:
                     log.info("%d messages are held in the MTA's queue", found.done)
-                if quiet and not found.done and not found.left:
+                if work.quiet and not found.done and not found.left:
                     self._next_at = now + HOLD_AGAIN_S
             case "release":
                 if found.done:
