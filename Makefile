@@ -21,6 +21,7 @@ down:  ## stop what `make up` started
 test: setup  ## all tests, on SQLite and a private MariaDB, with a real Airflow
 	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40 -m "not airflow and not long" $(ARGS)
 	$(PY) -m pytest --durations 12 -m "airflow and not fleet" $(ARGS)  # each of these keeps two cores busy by itself
+	$(PY) -m pytest tests/e2e/test_fleet.py  # one host and 400 people: the smoke of `make e2e`
 
 lint: setup  ## ruff, mypy --strict, import-linter, ansible-lint
 	.venv/bin/ruff check .
