@@ -236,6 +236,14 @@ class CapSpan(StrEnum):
     DAY = "day"
 
 
+class OverQuota(StrEnum):
+    """What becomes of rows that a warming server took and has no quota for on that day."""
+
+    MOVES = "moves"  # to another server of the sending pool with quota left
+    WAITS = "waits"  # for that server's next day
+    EXPIRES = "expires"  # once no server of the sending pool has quota left
+
+
 class ChannelKind(StrEnum):
     LOCAL = "local"
     SSH = "ssh"

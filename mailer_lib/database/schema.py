@@ -468,6 +468,7 @@ sends = Table(
     Column("control", Exact(8), nullable=False, server_default="run", comment="terms.Control"),
     Column("pace_per_s", Float, comment="of the whole send; NULL: as fast as the limits allow"),
     Column("send_window", JSON(none_as_null=True), comment="message.send_window.SendWindow; NULL: at any time"),
+    Column("over_quota", Exact(8), nullable=False, server_default="moves", comment="terms.OverQuota"),
     Column("forecast", JSON(none_as_null=True), comment="dispatch.forecast.Forecast, as it was shown for approval"),
     Column("content_hash", Exact(64), comment="sha256 of message.json"),
     Column("expires_at", UtcDateTime),

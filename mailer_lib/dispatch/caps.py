@@ -56,6 +56,7 @@ class Cap:
     rows: int
     used: int
     ends_at: datetime
+    warm_up: bool = False  # the quota of a day of the ramp
 
     @property
     def left(self) -> int:
@@ -65,8 +66,8 @@ class Cap:
 def caps_at(rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> tuple[Cap, ...]:
     """The bounds that hold at this moment; ``used`` counts the rows granted in the hour and on the day of ``at``."""
 
-    def cap(name: str, span: CapSpan, rows: int) -> Cap:
-        return Cap(name, span, rows, used.get(span, 0), span_end(span, at))
+    def cap(name: str, span: CapSpan, rows: int, *, warm_up: bool = False) -> Cap:
+        return Cap(name, span, rows, used.get(span, 0), span_end(span, at), warm_up)
 
     found = []
     if rules.per_hour is not None:
@@ -77,13 +78,14 @@ def caps_at(rules: CapRules, used: Mapping[CapSpan, int], at: datetime) -> tuple
         day = day_of(rules.warming_from, at)
         rows = quota(rules.ramp, day)
         if rows is not None:
-            found.append(cap(f"warm-up quota of {rules.name}, day {day}", CapSpan.DAY, rows * rules.addresses))
+            name = f"warm-up quota of {rules.name}, day {day}"
+            found.append(cap(name, CapSpan.DAY, rows * rules.addresses, warm_up=True))
     for new in rules.new_addresses:
         day = day_of(new.warming_from, at)
         rows = quota(new.ramp, day)
         if rows is not None:
             name = f"warm-up quota of {new.address}, one of {rules.addresses} of {rules.name}, day {day}"
-            found.append(cap(name, CapSpan.DAY, rows * rules.addresses))
+            found.append(cap(name, CapSpan.DAY, rows * rules.addresses, warm_up=True))
     return tuple(found)
 
 

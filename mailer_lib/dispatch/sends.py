@@ -24,7 +24,7 @@ from mailer_lib.dispatch.states import FINAL, PhaseFacts, Reopening, check_trans
 from mailer_lib.message.campaign import get_campaign
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.settings import Settings
-from mailer_lib.terms import Control, SendMode, SendState, ShardState, SnapshotState
+from mailer_lib.terms import Control, OverQuota, SendMode, SendState, ShardState, SnapshotState
 
 CLAIM_CHARS = 64
 HEARTBEAT_S = 5.0  # how often a live execution refreshes its claim while slots run
@@ -58,6 +58,7 @@ class SendRecord:
     control: Control
     pace_per_s: float | None
     send_window: SendWindow | None
+    over_quota: OverQuota
     forecast: dict[str, Any] | None
     content_hash: str | None
     expires_at: datetime | None
@@ -102,6 +103,7 @@ def _record(row: Row[Any]) -> SendRecord:
     values["mode"] = SendMode(values["mode"])
     values["state"] = SendState(values["state"])
     values["control"] = Control(values["control"])
+    values["over_quota"] = OverQuota(values["over_quota"])
     if values["send_window"] is not None:
         values["send_window"] = SendWindow.model_validate(values["send_window"])
     return SendRecord(**values)
@@ -223,6 +225,7 @@ def _open(engine: Engine, trigger: _Trigger) -> OpenedSend:
                     created_at=at,
                     pace_per_s=getattr(definition, "pace_per_s", None),
                     send_window=window.dump() if window else None,
+                    over_quota=definition.over_quota,
                 )
             ).inserted_primary_key[0]  # type: ignore[index]
             detail = {"mode": mode, "claim": claim}

@@ -34,6 +34,7 @@ from mailer_lib.dispatch.lease import (
     take_lease,
 )
 from mailer_lib.dispatch.lease_tracker import LeaseTracker
+from mailer_lib.dispatch.over_quota import expire_beyond
 from mailer_lib.dispatch.plan import Slot, limits_for
 from mailer_lib.dispatch.provider_counts import caps_of_providers
 from mailer_lib.dispatch.queue_listings import keep_listing
@@ -54,7 +55,7 @@ from mailer_lib.dispatch.zones import Zones
 from mailer_lib.fleet import servers
 from mailer_lib.settings import Settings
 from mailer_lib.shard.store import store
-from mailer_lib.terms import Control, Outcome, ServerState, ShardState, SnapshotState
+from mailer_lib.terms import Control, Outcome, OverQuota, ServerState, ShardState, SnapshotState
 
 __all__ = ["SlotProgress", "SlotReport", "SlotState", "run_slot", "worth_a_look"]
 
@@ -143,6 +144,13 @@ class View:
     def used_up(self, provider: str | None) -> Cap | None:
         """The cap that rows of this provider wait for: the server's, or the provider's own."""
         return exhausted((*self.caps, *self.provider_caps.get(provider or "", ())))
+
+    @property
+    def kept_for(self) -> Cap | None:
+        """The warm-up quota whose next day the slot keeps its rows for, by the send's setting."""
+        quotas = [cap for cap in self.caps if cap.warm_up and not cap.left]
+        waits = self.send.over_quota is OverQuota.WAITS and self.wish.ending is None
+        return quotas[0] if quotas and waits and quotas[0].ends_at - self.at >= HAND_BACK_FROM else None
 
 
 def _unix(at: datetime | None) -> float | None:
@@ -268,6 +276,10 @@ class SlotRunner:
             if self._may_rest(view):
                 self.keeper.end()
                 return self._end(SlotState.IDLE, view.wish.reason)
+            kept_for = view.kept_for
+            if kept_for is not None and self.trackers and all(t.is_settled for t in self.trackers.values()):
+                self.keeper.end()
+                return self._end(SlotState.IDLE, sentence(kept_for))
         if view.wish.may_take:
             self.channel.is_alive()  # a server that is away gets no rows
             self._take(view)
@@ -499,7 +511,8 @@ class SlotRunner:
         again, by whoever is there, when it opens."""
         for lease_id, tracker in list(self.trackers.items()):
             cap = view.used_up(tracker.lease.provider)
-            gives_back = view.wish.ending is not None or (cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM)
+            waits_long = cap is not None and cap.ends_at - view.at >= HAND_BACK_FROM and view.kept_for is None
+            gives_back = view.wish.ending is not None or waits_long
             whole = tracker.lease.granted_through == tracker.lease.free_through
             if (gives_back or not view.zones.is_open(tracker.lease.zone)) and not whole:
                 hand_back(self.engine, tracker.lease)
@@ -537,11 +550,14 @@ class SlotRunner:
         waited_for = [view.used_up(provider) for provider in view.open_providers]
         cap = min((cap for cap in waited_for if cap is not None), key=lambda cap: cap.ends_at, default=None)
         if cap is not None and None not in waited_for:
+            if expire_beyond(self.engine, self.settings, self.send_id):
+                return self._nothing_at_hand()
             return self._end(SlotState.IDLE, sentence(cap))
         if view.shut_shards and not view.open_shards:
             return self._end(SlotState.IDLE, view.zones.why_some_wait())
         with read(self.engine) as connection:
-            working, gone = holders(connection, self.send_id, ended_after=self.patience, rested=view.zones.were_shut)
+            rested = view.zones.were_shut or view.send.over_quota is OverQuota.WAITS
+            working, gone = holders(connection, self.send_id, ended_after=self.patience, rested=rested)
         if working or view.open_shards or not gone:
             return self._end(SlotState.IDLE, f"the rows that are left are with {', '.join(working) or 'others'}")
         self._dismiss(view)

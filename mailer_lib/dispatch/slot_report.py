@@ -6,16 +6,17 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Engine, and_, case, func, insert, select, update
 
 from mailer_lib.database.engine import now, read, write
-from mailer_lib.database.schema import dispatch_servers, leases, sends, shards, slot_reports
+from mailer_lib.database.schema import dispatch_servers, leases, shards, slot_reports
 from mailer_lib.dispatch.caps import room
 from mailer_lib.dispatch.grant_counts import caps_of_server
 from mailer_lib.dispatch.lease import MAY_JOIN, MAY_TAKE, parked, transact
+from mailer_lib.dispatch.over_quota import expires_now
 from mailer_lib.dispatch.plan import Slot
 from mailer_lib.dispatch.provider_counts import caps_of_providers, pool_of
+from mailer_lib.dispatch.sends import get_send
 from mailer_lib.dispatch.slot_rules import SlotProgress, SlotState
 from mailer_lib.dispatch.zones import Zones
-from mailer_lib.message.send_window import SendWindow
-from mailer_lib.terms import Control, LeaseState, SendState, ShardState
+from mailer_lib.terms import Control, LeaseState, OverQuota, SendState, ShardState
 
 GONE_AFTER = timedelta(minutes=5)  # a slot that said nothing for so long is not coming back by itself
 ENDED_AFTER = timedelta(seconds=90)  # the same for one that said that it ends or failed: a retry may still come
@@ -168,11 +169,7 @@ def worth_a_look(
     ``patience`` of that call.
     """
     with read(engine) as connection:
-        send = connection.execute(
-            select(
-                sends.c.state, sends.c.control, sends.c.expires_at, sends.c.send_window, sends.c.decided_variant
-            ).where(sends.c.id == send_id)
-        ).one()
+        send = get_send(connection, send_id)
         if send.state != SendState.RUNNING or send.control == Control.STOP:
             return True
         if send.expires_at is not None and send.expires_at <= now():
@@ -184,8 +181,9 @@ def worth_a_look(
             return nobody_sends(connection, send_id, ended_after=ended_after)
         if send.control == Control.PAUSE:
             return False
-        window = SendWindow.model_validate(send.send_window) if send.send_window is not None else None
-        zones = Zones.of(window, {shard.zone for shard in left}, now())
+        if expires_now(connection, send) is not None:
+            return True
+        zones = Zones.of(send.send_window, {shard.zone for shard in left}, now())
         if zones.why_shut():
             return False
         free = {shard.provider for shard in left if shard.is_open and zones.is_open(shard.zone)}
@@ -196,10 +194,12 @@ def worth_a_look(
             if any(room(capped.get(provider or "", ())) != 0 for provider in free):
                 return True
         if server_id is not None and _holds_idle(connection, send_id, server_id):
-            return True
+            kept = send.over_quota is OverQuota.WAITS
+            return not kept or room(caps_of_server(connection, server_id, now())) != 0
         if any(shard.is_open for shard in left):
             return False  # their window opens later
-        return not holders(connection, send_id, ended_after=ended_after, rested=zones.were_shut)[0]
+        rested = zones.were_shut or send.over_quota is OverQuota.WAITS
+        return not holders(connection, send_id, ended_after=ended_after, rested=rested)[0]
 
 
 def _holds_idle(connection: Connection, send_id: int, server_id: int) -> bool:

@@ -35,7 +35,7 @@ from mailer_lib.message.bundle import Mailbox
 from mailer_lib.message.send_window import SendWindow
 from mailer_lib.settings import Settings
 from mailer_lib.shard.recipient import AttributeValue
-from mailer_lib.terms import TemplateKind
+from mailer_lib.terms import OverQuota, TemplateKind
 
 STOP = "stop"  # of `otherwise`
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
@@ -206,6 +206,7 @@ class Campaign(_Part):
     expires_after: Duration | None = None
     schedule: Schedule | None = None
     send_window: SendWindow | None = None
+    over_quota: OverQuota = OverQuota.MOVES
     approval: Approval = Approval()
     pace_per_s: float | None = Field(default=None, gt=0)
 

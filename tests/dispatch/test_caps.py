@@ -11,18 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
+from mailer_lib.agent.ledger import Final
 from mailer_lib.contacts.consent import suppress
 from mailer_lib.database.engine import now, read, write
 from mailer_lib.database.schema import dispatch_servers, grant_counts, rollups_hourly, sends, shards
 from mailer_lib.dispatch import lease as leases
 from mailer_lib.dispatch.accounting import Tally, record_progress
 from mailer_lib.dispatch.caps import CapRules, caps_at, exhausted, room, sentence, span_end, span_start, within
+from mailer_lib.dispatch.central_ledger import final_rows
 from mailer_lib.dispatch.grant_counts import caps_of_server, used_at
+from mailer_lib.dispatch.kept_ledger import KeptLedger
 from mailer_lib.dispatch.lease import LeaseLostError, extend_grant, take_lease
 from mailer_lib.dispatch.provider_counts import caps_of_providers, provider_used
 from mailer_lib.dispatch.slot import SlotState, run_slot
 from mailer_lib.dispatch.slot_report import worth_a_look
 from mailer_lib.fleet import pools
+from mailer_lib.shard.store import store
 from mailer_lib.sink.process import SinkProcess, start
 from mailer_lib.terms import CapSpan, Outcome, ServerState, SuppressionReason
 from tests.dispatch.real import Running, equip, ready_send, received
@@ -274,6 +278,61 @@ def test_what_a_quota_holds_back_goes_on_from_another_server(world: World, sink:
     assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.DONE
 
 
+def test_a_send_may_wait_for_the_servers_next_day(world: World, sink: SinkProcess) -> None:
+    """The rows that the slot has begun stay with it; others neither get them nor take the slot for gone."""
+    equip(world, sink)
+    change(world, state=ServerState.WARMING, warmup=[35])
+    send_id = ready_send(world, [30, 30], over_quota="waits")
+    report = run_slot(world.engine, world.settings, send_id, world.slot())
+    assert (report.state, report.injected) == (SlotState.IDLE, 35)
+    assert "the warm-up quota of local-1, day 1 (35) is used up" in report.reason
+    other = run_slot(world.engine, world.settings, send_id, world.slot(1), patience=timedelta(0))
+    assert (other.state, other.injected) == (SlotState.IDLE, 0)
+    assert "local-1" in other.reason
+    assert not worth_a_look(world.engine, send_id, world.servers[0])
+    yesterday = span_start(CapSpan.DAY, now()) - timedelta(days=1)
+    change(world, warmup=[35, 70], warming_from=yesterday)
+    assert worth_a_look(world.engine, send_id, world.servers[0])
+    assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.DONE
+    assert received(sink) == 60
+
+
+def test_a_server_that_drains_gives_back_what_it_kept_for_its_next_day(world: World, sink: SinkProcess) -> None:
+    equip(world, sink)
+    change(world, state=ServerState.WARMING, warmup=[35])
+    send_id = ready_send(world, [30, 30], over_quota="waits")
+    run_slot(world.engine, world.settings, send_id, world.slot())
+    change(world, state=ServerState.DRAINING)
+    assert worth_a_look(world.engine, send_id, world.servers[0])
+    assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.DRAINED
+    assert run_slot(world.engine, world.settings, send_id, world.slot(1)).injected == 25
+
+
+def test_a_send_may_expire_beyond_the_quotas_of_a_day(world: World, sink: SinkProcess) -> None:
+    """Not before all servers of the sending pool have used theirs up."""
+    equip(world, sink)
+    for number in range(len(world.servers)):
+        change(world, number, state=ServerState.WARMING if number < 2 else ServerState.RETIRED, warmup=[20])
+    send_id = ready_send(world, [30, 30], over_quota="expires")
+    first = run_slot(world.engine, world.settings, send_id, world.slot())
+    assert (first.state, first.injected) == (SlotState.IDLE, 20)
+    last = run_slot(world.engine, world.settings, send_id, world.slot(1))
+    assert (last.state, last.injected) == (SlotState.DONE, 20)
+    with read(world.engine) as connection:
+        assert sum(one.counts.get(Outcome.EXPIRED, 0) for one in leases.leases_of_send(connection, send_id)) == 20
+    said = {found.text for found in finals(world, send_id) if found.outcome is Outcome.EXPIRED}
+    assert said == {"the warm-up quota of local-2, day 1 (20) was used up"}
+
+
+def test_nothing_expires_while_a_warm_server_is_there(world: World, sink: SinkProcess) -> None:
+    equip(world, sink)
+    change(world, state=ServerState.WARMING, warmup=[35])
+    send_id = ready_send(world, [30, 30], over_quota="expires")
+    assert run_slot(world.engine, world.settings, send_id, world.slot()).state is SlotState.IDLE
+    assert run_slot(world.engine, world.settings, send_id, world.slot(1)).state is SlotState.DONE
+    assert received(sink) == 60
+
+
 def test_the_next_day_brings_the_next_quota(world: World, sink: SinkProcess) -> None:
     equip(world, sink)
     yesterday = span_start(CapSpan.DAY, now()) - timedelta(days=1)
@@ -425,6 +484,12 @@ def test_in_mixed_shards_a_slot_stops_before_the_first_row_without_room(world: W
     running.stop.set()
     running.report()
     assert granted_for(world, "gmail") == 6
+
+
+def finals(world: World, send_id: int) -> list[Final]:
+    with read(world.engine) as connection:
+        held = leases.leases_of_send(connection, send_id)
+    return [found for one in held for found in final_rows(KeptLedger(store(world.settings), one)).values()]
 
 
 def window_around(begins: timedelta, ends: timedelta) -> dict[str, object]:

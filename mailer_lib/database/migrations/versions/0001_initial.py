@@ -405,6 +405,7 @@ def upgrade() -> None:
     sa.Column('control', Exact(8), server_default='run', nullable=False, comment='terms.Control'),
     sa.Column('pace_per_s', sa.Float(), nullable=True, comment='of the whole send; NULL: as fast as the limits allow'),
     sa.Column('send_window', sa.JSON(none_as_null=True), nullable=True, comment='message.send_window.SendWindow; NULL: at any time'),
+    sa.Column('over_quota', Exact(8), server_default='moves', nullable=False, comment='terms.OverQuota'),
     sa.Column('forecast', sa.JSON(none_as_null=True), nullable=True, comment='dispatch.forecast.Forecast, as it was shown for approval'),
     sa.Column('content_hash', Exact(64), nullable=True, comment='sha256 of message.json'),
     sa.Column('expires_at', UtcDateTime(), nullable=True),
