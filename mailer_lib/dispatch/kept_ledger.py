@@ -9,8 +9,10 @@ In a store on S3 nothing can be appended to. There each delta is an object of it
 again from the deltas wherever it is missing or behind. When the lease ends the ledger becomes one object.
 """
 
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from mailer_lib.agent.ledger import LedgerDelta, LedgerError, Record, decode, encode, read_ledger
@@ -74,24 +76,60 @@ class KeptLedger:
         self._is_growing = self._pieces is not None
         self._catch_up()
         self.syncing.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.syncing, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            have = os.fstat(handle).st_size
-            if have < offset:
-                self._fill(handle, have, offset, fetch)
-            os.ftruncate(handle, offset)
-            data = fetch(offset, limit)
-            if not data:
-                self._check_job_folder(offset, fetch)
-                return LedgerDelta([], offset)
-            end = data.rfind(b"\n") + 1
-            _write_at(handle, data[:end], offset)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            with self._growing() as handle:
+                return self._taken(handle, fetch, limit)
+        except FileNotFoundError:  # likewise: complete, and moved by a second execution of the slot
+            if not self.final.exists():
+                raise
+            return LedgerDelta([], offset)
+
+    def _taken(self, handle: int, fetch: Callable[[int, int], bytes], limit: int) -> LedgerDelta:
+        offset = self.lease.ledger_bytes
+        have = os.fstat(handle).st_size
+        if have < offset:
+            self._fill(handle, have, offset, fetch)
+        os.ftruncate(handle, offset)
+        data = fetch(offset, limit)
+        if not data:
+            self._check_job_folder(offset, fetch)
+            return LedgerDelta([], offset)
+        end = data.rfind(b"\n") + 1
+        _write_at(handle, data[:end], offset)
+        os.fsync(handle)
         if end:
             self._put_piece(offset, data[:end])
         return read_ledger(self.syncing, offset)
+
+    @contextmanager
+    def _growing(self) -> Iterator[int]:
+        """The growing copy, locked. Two processes may run a slot for a moment (docs/decisions/0601): what one of them
+        cuts off and writes again, the other one may not read or move meanwhile.
+
+        Raises:
+            FileNotFoundError: it was moved to its place.
+        """
+        while True:
+            handle = os.open(self.syncing, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                if self._is_it(handle):
+                    if self._pieces is None and self.final.exists():  # moved before this one was made
+                        self.syncing.unlink()
+                        break
+                    yield handle
+                    return
+            finally:
+                os.close(handle)
+            if self.final.exists():
+                break
+        raise FileNotFoundError(f"{self.syncing} is complete, and was moved")
+
+    def _is_it(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), self.syncing.stat())
+        except FileNotFoundError:
+            return False
 
     def _check_job_folder(self, offset: int, fetch: Callable[[int, int], bytes]) -> None:
         """An agent in another folder than the one before it would send again what was granted."""
@@ -142,17 +180,11 @@ class KeptLedger:
         if not self.lease.ledger_bytes:
             return  # nothing was ever granted
         if not self.final.exists():
-            self._catch_up()
-            size = self.syncing.stat().st_size if self.syncing.exists() else 0
-            if size != self.lease.ledger_bytes:
-                raise LedgerError(
-                    f"{self.syncing} has {size} bytes, but {self.lease.ledger_bytes} were accounted for; restore it "
-                    "from the job folder or the backup"
-                )
-            if isinstance(self.final, S3Path):
-                self.final.write_bytes(self.syncing.read_bytes())
-            else:
-                self.syncing.replace(self.final)
+            try:
+                self._move()
+            except (LedgerError, FileNotFoundError):
+                if not self.final.exists():  # else a second execution of the slot, for a moment, was quicker
+                    raise
         if self._pieces is not None:
             self._pieces.remove_all()
             self.syncing.unlink(missing_ok=True)
@@ -162,6 +194,24 @@ class KeptLedger:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+    def _move(self) -> None:
+        self._catch_up()
+        if not self.syncing.exists():
+            self._check_complete(0)
+        with self._growing() as handle:
+            self._check_complete(os.fstat(handle).st_size)
+            if isinstance(self.final, S3Path):
+                self.final.write_bytes(self.syncing.read_bytes())
+            else:
+                self.syncing.replace(self.final)
+
+    def _check_complete(self, size: int) -> None:
+        if size != self.lease.ledger_bytes:
+            raise LedgerError(
+                f"{self.syncing} has {size} bytes, but {self.lease.ledger_bytes} were accounted for; restore it "
+                "from the job folder or the backup"
+            )
 
     # --- on S3 --------------------------------------------------------------------------------------------------------
 
