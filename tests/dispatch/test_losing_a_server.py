@@ -95,12 +95,15 @@ def test_a_lost_server_costs_what_it_was_granted_and_its_return_mends_that(
     (told,) = reconcile_server(world.engine, world.settings, "local-1", "ann")
     after = balance(world.engine, world.settings, send_id)
     assert after.balanced
-    assert sum(told.mended.values()) == loss.unknown
-    assert told.unknown == after[Outcome.UNKNOWN] == 0  # its log and spool told of every doubt
-    assert after[Outcome.INJECTED] == len(exims[0].queued()) + len(exims[1].queued())
-    assert after[Outcome.INJECTED] + after[Outcome.CANCELLED] == ROWS
+    assert sum(told.mended.values()) == loss.unknown - told.unknown
+    assert (
+        told.unknown == after[Outcome.UNKNOWN] <= 1
+    )  # what Exim was taking when it was killed, if nothing tells of it
+    queued = len(exims[0].queued()) + len(exims[1].queued())
+    assert after[Outcome.INJECTED] <= queued <= after[Outcome.INJECTED] + told.unknown
+    assert after[Outcome.INJECTED] + after[Outcome.CANCELLED] + told.unknown == ROWS
     assert not exims[0].queued().keys() & exims[1].queued().keys()  # nobody got it from both
-    assert unknown_rows(world.engine, world.settings, send_id) == []
+    assert len(unknown_rows(world.engine, world.settings, send_id)) == told.unknown
     with read(world.engine) as connection:
         assert servers.get(connection, "local-1").state is ServerState.STANDBY
 

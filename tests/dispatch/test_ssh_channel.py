@@ -15,8 +15,8 @@ from mailer_lib.agent.job import Job, Secrets, SmtpServer
 from mailer_lib.agent.job_host import PART_BYTES
 from mailer_lib.database.engine import read, write
 from mailer_lib.database.schema import slot_reports
+from mailer_lib.dispatch import control, ssh_link
 from mailer_lib.dispatch import slot as slots
-from mailer_lib.dispatch import ssh_link
 from mailer_lib.dispatch.books import balance
 from mailer_lib.dispatch.channel import ChannelError, ChannelUnreachableError
 from mailer_lib.dispatch.slot import SlotState
@@ -249,11 +249,12 @@ def test_rows_that_a_lost_server_was_never_granted_go_on_elsewhere(
     with start(tmp_path / "sinks", fsync=False) as sink:
         equip(world, sink)
         over_ssh(world, sshd)
-        send_id = ready_send(world, [400], pace_per_s=50.0)
+        send_id = ready_send(world, [400], pace_per_s=20.0)
         first = Running(world, send_id, world.slot(0))
-        first.until(lambda said: said.settled >= 50)
+        first.until(lambda said: said.settled >= 20)
         sshd.stop()
         first.until(lambda said: "unreachable since" in said.reason)
+        control.set_pace(world.engine, "spring-sale#1", None, "ann")
 
         def sent_elsewhere() -> bool:  # once the first slot, which looks now and then, has handed them back
             second = Running(world, send_id, world.slot(1)).report()
