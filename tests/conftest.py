@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 from mailer_lib.database.engine import open_engine
 from mailer_lib.database.migrate import upgrade
 from mailer_lib.settings import Settings, load_settings, make_key
-from tests.support import require, times
+from tests.support import require, require_package, times
 
 _numbers = itertools.count(1)
 
@@ -43,7 +43,7 @@ def _sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[object]:
     """The private server of this test process; started when the first test asks for it."""
-    pytest.importorskip("MySQLdb")
+    require_package("MySQLdb")
     from tests.mariadb_server import PROGRAMS, MariadbServer, which
 
     for program in PROGRAMS:

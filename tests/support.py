@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+from importlib.util import find_spec
 from typing import NoReturn
 
 import pytest
@@ -15,6 +16,11 @@ def require(condition: object, why: str) -> None:
     """
     if not condition:
         missing(why)
+
+
+def require_package(name: str) -> None:
+    """``require`` for a package of requirements-dev.txt. ``pytest.importorskip`` would skip in CI too."""
+    require(find_spec(name), f"the package {name} isn't installed (make setup)")
 
 
 def missing(why: str) -> NoReturn:

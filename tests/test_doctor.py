@@ -24,7 +24,7 @@ from mailer_lib.sink.process import start
 from mailer_lib.terms import ServerState
 from tests.conftest import Ran
 from tests.fleet.verified import pretend_verified
-from tests.support import free_port
+from tests.support import free_port, require_package
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_a_database_of_another_release_fails(engine: Engine, settings: Settings)
 def test_an_unreachable_database_fails_without_its_password(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, mailfleet: Callable[..., Ran]
 ) -> None:
-    pytest.importorskip("MySQLdb")
+    require_package("MySQLdb")
     _with(settings, monkeypatch, database_url=f"mysql+mysqldb://fleet:hunter2@127.0.0.1:{free_port()}/fleet")
     ran = mailfleet("doctor")
     assert ran.code == 1

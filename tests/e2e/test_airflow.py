@@ -26,6 +26,7 @@ from mailer_lib.database.schema import rollups_hourly, sends
 from mailer_lib.dispatch.sends import find_send
 from mailer_lib.settings import load_settings
 from mailer_lib.terms import SendState
+from tests.support import require_package
 
 pytestmark = [
     pytest.mark.e2e,
@@ -109,7 +110,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    pytest.importorskip("airflow")
+    require_package("airflow")
     before = dict(os.environ)
     world = World(tmp_path_factory.mktemp("airflow"), people=500)
     world.adopt()

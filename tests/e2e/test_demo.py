@@ -13,6 +13,7 @@ import pytest
 from examples.demo.airflow_api import AirflowApi
 from examples.demo.stack import OPERATOR, PROJECT
 from examples.demo.world import World
+from tests.support import require_package
 
 pytestmark = [
     pytest.mark.e2e,
@@ -24,7 +25,7 @@ PEOPLE = 3000
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    pytest.importorskip("airflow")
+    require_package("airflow")
     folder = tmp_path_factory.mktemp("demo")
     yield folder
     _module(folder, "down")
