@@ -23,7 +23,6 @@ from mailer_lib.settings import load_settings
 from tests.hosts.base import CACHE
 from tests.hosts.fleet import Fleet
 from tests.hosts.host import Host
-from tests.support import require_package
 
 DOMAIN, RETURN_PATH = "news.shop.test", "bounce.news.shop.test"
 CAMPAIGN = """\
@@ -165,7 +164,7 @@ def a_company(
     root: Path, internet: Path, hosts: int, providers: Mapping[str, str], shard_rows: int
 ) -> Iterator[Company]:
     """Bare hosts, providers and a starting Airflow; torn down whole."""
-    require_package("airflow")
+    pytest.importorskip("airflow")
     logging.getLogger("asyncssh").setLevel(logging.WARNING)  # Airflow shows every word of everybody
     before = dict(os.environ)
     with Fleet(internet, hosts=hosts, providers=providers) as fleet, fleet.switch.inside():
